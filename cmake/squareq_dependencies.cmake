@@ -1,0 +1,45 @@
+# Where each third-party library comes from. Versions that were tried: README, "What each dependency is for".
+
+find_package(Threads REQUIRED)
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(fmt REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+find_package(PNG REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(BLAS REQUIRED)
+
+if(SQUAREQ_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+  find_path(RAPIDCHECK_INCLUDE rapidcheck.h REQUIRED)
+  find_library(RAPIDCHECK_LIBRARY rapidcheck REQUIRED)
+  add_library(squareq_rapidcheck INTERFACE)
+  target_include_directories(squareq_rapidcheck SYSTEM INTERFACE ${RAPIDCHECK_INCLUDE})
+  target_link_libraries(squareq_rapidcheck INTERFACE ${RAPIDCHECK_LIBRARY})
+endif()
+if(SQUAREQ_BUILD_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
+
+if(SQUAREQ_WITH_TORCH)
+  find_package(Torch REQUIRED)
+  add_library(squareq_torch INTERFACE)
+  target_include_directories(squareq_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+  target_link_libraries(squareq_torch INTERFACE ${TORCH_LIBRARIES})
+  # Headers of one libtorch with the library of another link half-way and crash later: refuse at configure time.
+  try_run(torch_runs torch_compiles ${CMAKE_BINARY_DIR}/torch_check SOURCES ${CMAKE_CURRENT_LIST_DIR}/torch_check.cpp
+    CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${TORCH_INCLUDE_DIRS}" LINK_LIBRARIES ${TORCH_LIBRARIES}
+    CXX_STANDARD 20 RUN_OUTPUT_VARIABLE torch_versions COMPILE_OUTPUT_VARIABLE torch_compile_output)
+  if(NOT torch_compiles)
+    message(FATAL_ERROR "a program against ${TORCH_INSTALL_PREFIX} does not compile and link:\n${torch_compile_output}")
+  elseif(NOT torch_runs EQUAL 0)
+    message(FATAL_ERROR "libtorch's headers and library disagree (${torch_versions}); point CMAKE_PREFIX_PATH at one torch only")
+  endif()
+  message(STATUS "libtorch: ${torch_versions}")
+endif()
+
+if(SQUAREQ_WITH_CUDA)
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+endif()
