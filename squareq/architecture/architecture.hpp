@@ -101,8 +101,9 @@ class Architecture {
   /// Missing, unexpected and mis-shaped tensors as MD_TENSOR, all of them. Empty: the checkpoint is exactly this model.
   std::vector<Problem> check(std::span<const TensorShape> tensors, const std::string& file = {}) const;
 
-  /// {"id","family","scheme","published","config":{...}}: what a slab's companion records.
-  std::string json() const;
+  /// {"id","family","scheme","published","config":{...}[,"config_json":{...}]}: what a slab's companion records. `config_json`
+  /// is the source's own, already accepted by recognise().
+  std::string json(std::string_view config_json = {}) const;
 
   struct Data;
   explicit Architecture(std::shared_ptr<const Data> data) : data_(std::move(data)) {}
@@ -119,6 +120,10 @@ std::string_view detect_prefix(std::span<const TensorShape> tensors);
 /// size that contradicts the tensors: both values named) and MD_TENSOR (block numbers with holes, sizes that cannot be).
 /// Call check() for the tensor-by-tensor comparison.
 std::optional<Architecture> recognise(std::span<const TensorShape> tensors, std::string_view config_json = {});
+
+/// Recognises the tensors of a slab and its companion, given the record that json() wrote. Throws MD_ARCH where the record is
+/// malformed or names another architecture than the tensors.
+Architecture recognise_recorded(std::span<const TensorShape> tensors, std::string_view record);
 
 /// A published model by id, in "diffusers" or its native scheme. Throws MD_ARCH naming the known ids.
 Architecture published_architecture(std::string_view id, std::string_view scheme = "diffusers");
