@@ -50,11 +50,16 @@ std::string manifest_text(const Manifest& manifest);
 
 /// What a text said, bad layers included, so that the slab can still be checked against it.
 struct ParsedManifest {
+  /// The 15 keys of a layer in written order.
+  enum Field : std::uint32_t {
+    canonical_name, qweight_key, scale_key, zero_point_key, bias_key, orig_shape, packed_shape, pad_k, quant_bits, quant_scheme, quant_axis,
+    dtype_qweight, dtype_scale, dtype_zero_point, block_id, layer_keys
+  };
   struct Layer {
     ManifestLayer fields;
-    std::uint32_t good = 0;  ///< bit k: key k of the written order was present, typed and inside its domain
+    std::uint32_t good = 0;  ///< bit `Field`: the key was present, of its type and inside its domain
+    bool has(Field field) const { return good & (1u << field); }
   };
-  static constexpr std::uint32_t all_good = (1u << 15) - 1;
 
   std::string model_signature, architecture_id;  ///< empty when absent or malformed
   std::vector<Layer> layers;

@@ -33,6 +33,9 @@ struct Report {
   void throw_first() const;
 };
 
+/// A name from a file, escaped and between quotes, for messages.
+std::string in_quotes(std::string_view name);
+
 /// {"code", "message", "file", "layer", "tensor"}; null where empty. Texts are escaped for printing.
 nlohmann::ordered_json problem_json(const Problem& problem);
 

@@ -75,7 +75,6 @@ class SafetensorsWriter {
   AtomicFile& file() { return file_; }
 
  private:
-  std::vector<TensorSpec> specs_;
   FileLayout layout_;
   AtomicFile file_;
 };
