@@ -1,15 +1,14 @@
 #include <fmt/format.h>
 
 #include "squareq/error.hpp"
-#include "squareq/tensor.hpp"
 #include "squareq/text.hpp"
 #include "squareq/training/model.hpp"
+#include "squareq/training/tensor_bridge.hpp"
 
 namespace squareq::training {
 
 namespace {
 
-std::string shape_of(const torch::Tensor& t) { return shape_text(std::span<const std::int64_t>(t.sizes().data(), t.sizes().size())); }
 
 void require_master(const torch::Tensor& t, const std::string& layer, std::string_view which) {
   if (t.dim() != 2) throw Error(Code::LR_SHAPE, fmt::format("{} of layer '{}' has shape {}, expected two dimensions", which, layer, shape_of(t)), {}, layer);

@@ -1,0 +1,57 @@
+#include "squareq/training/backend.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "squareq/text.hpp"
+
+namespace squareq::training {
+
+namespace {
+
+using nlohmann::json;
+
+json description(const Implementation& implementation) { return json::parse(implementation.describe()); }
+
+/// Why the implementation cannot serve a model here; empty where it can.
+std::string unfit(const json& d) {
+  if (!d.value("usable", true)) return d.value("reason", "it says so itself");
+  const json groups = d.value("groups", json::array());
+  for (const char* group : {"linear", "lora", "stream"})
+    if (std::find(groups.begin(), groups.end(), group) == groups.end()) return fmt::format("it lacks the group '{}'", group);
+  return {};
+}
+
+Implementation load(const std::string& name) {
+  Implementation implementation = Implementation::load(find_backend(name));
+  if (const std::string reason = unfit(description(implementation)); !reason.empty())
+    throw Error(Code::CFG_BACKEND, fmt::format("backend '{}' cannot be used here: {}", printable(name), printable(reason)));
+  return implementation;
+}
+
+Implementation choose(const std::string& name) {
+  if (name != "auto") return load(name);
+  try {
+    return load("cuda");
+  } catch (const Error& e) {
+    if (e.code() != Code::CFG_BACKEND) throw;
+  }
+  return load("cpu");
+}
+
+}  // namespace
+
+Context open_backend(const std::string& name, unsigned threads) {
+  Implementation implementation = choose(name);
+  sq_host host{};
+  host.device = {description(implementation).value("device", "cpu") == "cuda" ? SQ_CUDA : SQ_CPU, 0};
+  host.threads = threads;
+  host.deterministic = 1;
+  return Context(std::move(implementation), host);
+}
+
+std::string backend_device(const Context& backend) { return json::parse(backend.implementation().describe(backend.get())).value("device", "cpu"); }
+
+}  // namespace squareq::training

@@ -1,0 +1,53 @@
+// One Linear layer through the contract as a differentiable libtorch operation (spec/55-modules.md). The graph holds the input, the
+// pre-activation and H = X A at most; weights are looked up again in backward, inside whatever lease is then held.
+#pragma once
+
+#include <torch/types.h>
+
+#include <array>
+#include <memory>
+
+#include "squareq/contract.hpp"
+
+namespace squareq::training {
+
+/// A weight bound for the duration of one call. Not movable: the reference points into it.
+struct BoundWeight {
+  BoundWeight() = default;
+  BoundWeight(const BoundWeight&) = delete;
+  BoundWeight& operator=(const BoundWeight&) = delete;
+
+  sq_weight_ref ref{};
+  sq_weight weight{};
+  std::array<sq_part, 8> parts{};
+};
+
+/// Where a layer's quantized weight is at the moment of a call: resident tensors, or a lease.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  /// Throws CALL_STATE where no lease on the weight's block is held.
+  virtual void bind(BoundWeight& bound) const = 0;
+};
+
+/// The constant part of a call.
+struct LinearCall {
+  Context backend;
+  std::shared_ptr<const WeightSource> weight;
+  std::int64_t out_features = 0;
+  std::int32_t activation = SQ_ACT_NONE;
+  float scaling = 0;  ///< alpha / rank of the adapter
+};
+
+/// The low-rank branch of a call; a_t undefined: none.
+struct LowRank {
+  torch::Tensor a_t;  ///< [r, K] F32
+  torch::Tensor b_t;  ///< [N, r] F32
+  torch::Tensor x;    ///< the branch's own input [M, K] (dropout); undefined: the layer's
+};
+
+/// y [M, N] = activation(x W^T + scaling (x A) B + bias) in x's dtype, for x [M, K] F32, BF16 or F16. Differentiable in x, in the
+/// branch's input and in the adapter, never in the weight or the bias (SQ-MOD-001). May be called and differentiated from any thread.
+torch::Tensor quantized_linear(const torch::Tensor& x, const LowRank& branch, const std::shared_ptr<const LinearCall>& call);
+
+}  // namespace squareq::training
