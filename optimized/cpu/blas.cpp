@@ -1,0 +1,44 @@
+#include "optimized/cpu/blas.hpp"
+
+#include <cblas.h>
+
+#include <algorithm>
+
+// Present in OpenBLAS only: weak, so that any CBLAS links.
+extern "C" {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wredundant-decls"
+void openblas_set_num_threads(int) __attribute__((weak));
+int openblas_get_num_threads(void) __attribute__((weak));
+#pragma GCC diagnostic pop
+}
+
+namespace squareq::cpu {
+namespace {
+
+CBLAS_TRANSPOSE cblas_op(Op op) { return op == Op::none ? CblasNoTrans : CblasTrans; }
+
+/// A matrix of one row may come with any stride; BLAS still checks its leading dimension.
+int leading(std::int64_t ld, std::int64_t columns) { return static_cast<int>(std::max({ld, columns, std::int64_t{1}})); }
+
+}  // namespace
+
+void sgemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a, std::int64_t lda, const float* b,
+           std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, cblas_op(op_a), cblas_op(op_b), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a,
+              leading(lda, op_a == Op::none ? k : m), b, leading(ldb, op_b == Op::none ? n : k), beta, c, leading(ldc, n));
+}
+
+BlasThreads::BlasThreads(unsigned threads) {
+  if (threads == 0 || openblas_set_num_threads == nullptr || openblas_get_num_threads == nullptr) return;
+  const int now = openblas_get_num_threads();
+  if (now == static_cast<int>(threads)) return;
+  before_ = now;
+  openblas_set_num_threads(static_cast<int>(threads));
+}
+
+BlasThreads::~BlasThreads() {
+  if (before_ != 0) openblas_set_num_threads(before_);
+}
+
+}  // namespace squareq::cpu

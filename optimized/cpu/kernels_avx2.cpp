@@ -1,0 +1,2 @@
+#define SQ_ISA avx2
+#include "optimized/cpu/kernels.inl"

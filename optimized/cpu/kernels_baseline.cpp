@@ -1,0 +1,2 @@
+#define SQ_ISA baseline
+#include "optimized/cpu/kernels.inl"

@@ -1,0 +1,133 @@
+// Activations to int8, alone or fused into their producer, and the NaN / infinity counter.
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "optimized/cpu/linear/int8_product.hpp"
+#include "optimized/cpu/linear/linear_job.hpp"
+#include "optimized/cpu/linear/operations.hpp"
+#include "squareq/text.hpp"
+
+namespace squareq::cpu {
+namespace {
+
+struct Job {
+  std::int32_t producer = SQ_PRODUCER_NONE;
+  Matrix x, shift, scale, q;
+  float* row_scale = nullptr;
+  float epsilon = 0;
+};
+
+const sq_tensor* out_part(const sq_quantize_activation_args& args, const char* name) {
+  const sq_part* found = args.out == nullptr ? nullptr : find_part(args.out, args.out_count, name);
+  if (found == nullptr) refuse(SQ_CALL_PART, "", name, "format per_token_int8 requires this output part and it is not given");
+  return &found->tensor;
+}
+
+Job prepare(const sq_quantize_activation_args& args) {
+  Job job;
+  if (args.format == nullptr || std::string_view(args.format) != "per_token_int8")
+    refuse(SQ_CALL_VALUE, "", "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'per_token_int8'");
+  if (args.producer < SQ_PRODUCER_NONE || args.producer > SQ_PRODUCER_GELU_TANH)
+    refuse(SQ_CALL_VALUE, "", "", "producer is " + std::to_string(args.producer) + ", expected 0 to 2");
+  job.producer = args.producer;
+  job.x = require_matrix(args.x, "x", "", {kFloatTypes, -1, -1, Use::input});
+  if (job.x.cols < 1) refuse(SQ_CALL_SHAPE, "", "x", "shape is " + shape_text(*args.x) + ", expected at least one column");
+  if (job.producer == SQ_PRODUCER_LAYERNORM_MODULATE) {
+    job.shift = require_matrix(args.shift, "shift", "", {kFloatTypes, -1, job.x.cols, Use::input});
+    job.scale = require_matrix(args.scale, "scale", "", {kFloatTypes, job.shift.rows, job.x.cols, Use::input});
+    if (job.shift.rows < 1 || job.x.rows % job.shift.rows != 0)
+      refuse(SQ_CALL_SHAPE, "", "shift", "has " + std::to_string(job.shift.rows) + " groups, expected a divisor of the " + std::to_string(job.x.rows) + " rows of x");
+    if (!std::isfinite(args.epsilon) || args.epsilon < 0)
+      refuse(SQ_CALL_VALUE, "", "", "epsilon is " + std::to_string(args.epsilon) + ", expected a finite number of at least 0");
+    job.epsilon = args.epsilon;
+  }
+  job.q = require_matrix(out_part(args, "q"), "q", "", {{SQ_I8}, job.x.rows, job.x.cols, Use::output});
+  job.row_scale = require_vector(out_part(args, "scale"), "scale", "", SQ_F32, job.x.rows).row<float>(0);
+  return job;
+}
+
+void load_row(const Kernels& kernels, const Matrix& m, std::int64_t r, float* out) {
+  to_f32(kernels, m.dtype, m.data + r * m.stride * static_cast<std::int64_t>(dtype_bytes(m.dtype)), m.cols, out);
+}
+
+}  // namespace
+
+void quantize_activation(Context& context, const sq_quantize_activation_args& args) {
+  const Job job = prepare(args);
+  const Kernels& kernels = context.kernels;
+  const std::int64_t depth = job.x.cols;
+  // Rows go in batches of one row buffer per piece; what the producer makes stays F32 until it is quantized.
+  const std::int64_t batch = std::min<std::int64_t>(job.x.rows, std::max<std::int64_t>(1, kActivationTile / depth));
+  const bool modulate = job.producer == SQ_PRODUCER_LAYERNORM_MODULATE;
+  Scratch scratch(context.scratch);
+  float* values = nullptr;
+  float* shift = nullptr;
+  float* scale = nullptr;
+  scratch.reserve(&values, batch * depth);
+  scratch.reserve(&shift, modulate ? depth : 0);
+  scratch.reserve(&scale, modulate ? depth : 0);
+  scratch.commit();
+
+  const std::int64_t group_rows = modulate ? job.x.rows / job.shift.rows : job.x.rows;
+  for (std::int64_t group = 0; group * group_rows < job.x.rows; ++group) {
+    if (modulate) {
+      load_row(kernels, job.shift, group, shift);
+      load_row(kernels, job.scale, group, scale);
+    }
+    for_tiles(group_rows, batch, [&](Span piece) {
+      const std::int64_t first = group * group_rows + piece.begin;
+      context.pool.parallel_for(piece.size, grain_for(depth), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+          float* row = values + r * depth;
+          load_row(kernels, job.x, first + r, row);
+          if (modulate) kernels.layernorm_modulate(row, shift, scale, depth, job.epsilon, row);
+          if (job.producer == SQ_PRODUCER_GELU_TANH) kernels.gelu_tanh(row, depth, row);
+          job.row_scale[first + r] = quantize_row(kernels, row, depth, job.q.row<std::int8_t>(first + r));
+        }
+      });
+    });
+  }
+}
+
+void numeric_guard(Context& context, const sq_numeric_guard_args& args) {
+  if (args.x == nullptr) refuse(SQ_CALL_NULL, "", "x", "is required and null");
+  const sq_tensor& x = *args.x;
+  if (x.rank < 0 || x.rank > SQ_MAX_RANK) refuse(SQ_CALL_SHAPE, "", "x", "rank is " + std::to_string(x.rank) + ", expected 0 to 8");
+  // Any rank: all leading dimensions become one walk over rows of the last.
+  sq_tensor row = x;
+  row.rank = 2;
+  row.shape[0] = 1;
+  row.shape[1] = x.rank == 0 ? 1 : x.shape[x.rank - 1];
+  row.strides[0] = row.shape[1];
+  row.strides[1] = x.rank == 0 ? 1 : x.strides[x.rank - 1];
+  std::int64_t rows = 1;
+  for (std::int32_t d = 0; d + 1 < x.rank; ++d) {
+    if (x.shape[d] < 0) refuse(SQ_CALL_SHAPE, "", "x", "shape is " + shape_text(x) + ", expected no negative dimension");
+    rows *= x.shape[d];
+  }
+  if (rows == 0) row.shape[1] = std::min<std::int64_t>(row.shape[1], 0);
+  const Matrix values = require_matrix(&row, "x", "", {kFloatTypes, 1, -1, Use::input});
+  auto* counts = require_vector(args.counts, "counts", "", SQ_I64, 2).row<std::int64_t>(0);
+
+  std::int64_t found[2] = {0, 0};
+  for (std::int64_t r = 0; r < (values.cols == 0 ? 0 : rows); ++r) {
+    std::int64_t offset = 0;
+    for (std::int64_t d = x.rank - 2, rest = r; d >= 0; --d) {
+      offset += rest % x.shape[d] * x.strides[d];
+      rest /= x.shape[d];
+    }
+    const std::byte* data = values.data + offset * static_cast<std::int64_t>(dtype_bytes(x.dtype));
+    if (values.is_16()) {
+      context.kernels.count_nonfinite_16(reinterpret_cast<const std::uint16_t*>(data), values.cols, x.dtype == SQ_BF16 ? 0x7F80u : 0x7C00u, found);
+    } else {
+      context.kernels.count_nonfinite_f32(reinterpret_cast<const float*>(data), values.cols, found);
+    }
+  }
+  counts[0] += found[0];
+  counts[1] += found[1];
+  context.nan_count += found[0];
+  context.inf_count += found[1];
+}
+
+}  // namespace squareq::cpu

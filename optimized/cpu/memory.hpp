@@ -1,0 +1,91 @@
+// Memory from the host's allocator table, and the context's cache of scratch blocks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "squareq/contract.h"
+
+namespace squareq::cpu {
+
+/// The caller's allocator, or aligned operator new where it gave none. Thread-safe as the table is.
+class Allocator {
+ public:
+  explicit Allocator(const sq_allocator* table);
+
+  /// Throws `failure` (HOST_OOM or GPU_OOM) naming tag and bytes where the table returns NULL.
+  void* allocate(std::int32_t kind, std::uint64_t bytes, const char* tag, sq_status failure) const;
+  void release(void* pointer, std::int32_t kind, std::uint64_t bytes) const;
+
+ private:
+  sq_allocator table_{};
+};
+
+inline constexpr std::uint64_t kAlignment = 256;
+
+/// One block of the host's memory; released by the destructor.
+class Block {
+ public:
+  Block() = default;
+  Block(const Allocator& allocator, std::int32_t kind, std::uint64_t bytes, const char* tag, sq_status failure);
+  Block(Block&& other) noexcept;
+  Block& operator=(Block&& other) noexcept;
+  ~Block() { reset(); }
+  void reset();
+
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  std::uint64_t bytes() const { return bytes_; }
+
+ private:
+  const Allocator* allocator_ = nullptr;
+  void* data_ = nullptr;
+  std::int32_t kind_ = 0;
+  std::uint64_t bytes_ = 0;
+};
+
+/// Scratch blocks of kind SQ_MEM_SCRATCH kept between calls, so that a warm call allocates nothing. One block per call in flight.
+class ScratchCache {
+ public:
+  explicit ScratchCache(const Allocator& allocator) : allocator_(allocator) {}
+
+  Block take(std::uint64_t bytes);  // throws HOST_OOM
+  void give_back(Block block);
+
+ private:
+  const Allocator& allocator_;
+  std::mutex mutex_;
+  std::vector<Block> free_;
+};
+
+/// The scratch of one call: parts are reserved first, then one block is taken and the parts get their addresses.
+class Scratch {
+ public:
+  explicit Scratch(ScratchCache& cache) : cache_(cache) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch();
+
+  /// `*pointer` is set by commit(); null where count is 0.
+  template <class T>
+  void reserve(T** pointer, std::int64_t count) {
+    *pointer = nullptr;
+    add(reinterpret_cast<void**>(pointer), static_cast<std::uint64_t>(count) * sizeof(T));
+  }
+  void commit();
+
+ private:
+  struct Part {
+    void** pointer;
+    std::uint64_t offset;
+  };
+  void add(void** pointer, std::uint64_t bytes);
+
+  ScratchCache& cache_;
+  std::vector<Part> parts_;
+  std::uint64_t total_ = 0;
+  Block block_;
+};
+
+}  // namespace squareq::cpu
