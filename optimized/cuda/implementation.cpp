@@ -1,0 +1,53 @@
+// libsquareq_cuda.so: the CUDA backend. Its one exported symbol is at the end.
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "optimized/cuda/context.hpp"
+#include "optimized/cuda/linear/ops.hpp"
+
+namespace squareq::cuda {
+namespace {
+
+sq_status create(const sq_host* host, sq_context** out, sq_error* e) {
+  return guarded(e, [&] {
+    if (!out) throw Error(Code::CALL_NULL, "create: context is null");
+    auto context = std::make_unique<sq_context>();
+    configure(*context, host);
+    *out = context.release();
+  });
+}
+
+void destroy(sq_context* context) { delete context; }
+
+sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
+  return guarded(e, [&] {
+    if (!sink) throw Error(Code::CALL_NULL, "describe: sink is null");
+    const auto problem = why_unusable();
+    nlohmann::ordered_json text = {
+        {"name", "cuda"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cuda"}, {"usable", !problem}, {"deterministic", true},
+        {"groups", {"linear"}}, {"operations", {"quantize", "dequantize", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
+        {"activation_formats", nlohmann::json::array()}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", nlohmann::json::array()}};
+    if (problem) text["reason"] = std::string(code_name(problem->code)) + ": " + problem->message;
+    int runtime = 0, driver = 0;
+    cudaRuntimeGetVersion(&runtime);
+    if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+    nlohmann::ordered_json devices = nlohmann::ordered_json::array();
+    for (int i = 0; i < device_count(); ++i)
+      if (const auto info = device_info(i))
+        devices.push_back({{"index", i}, {"name", info->name}, {"compute_capability", std::to_string(info->major) + "." + std::to_string(info->minor)}, {"bytes", info->bytes}});
+    text["details"] = {{"runtime_version", runtime}, {"driver_version", driver}, {"devices", devices}};
+    const std::string dumped = text.dump();
+    sink(user, dumped.data(), dumped.size());
+  });
+}
+
+const sq_implementation table = {sizeof(sq_implementation), SQ_ABI_VERSION, "cuda", "0.1.0", create, destroy, describe,
+                                 &linear_group, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace squareq::cuda
+
+extern "C" __attribute__((visibility("default"))) const sq_implementation* squareq_implementation(uint32_t host_abi_version, uint32_t* own_abi_version) {
+  if (own_abi_version) *own_abi_version = SQ_ABI_VERSION;
+  return host_abi_version == SQ_ABI_VERSION ? &squareq::cuda::table : nullptr;
+}
