@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "squareq/architecture/architecture.hpp"
 #include "squareq/contract.h"
 
 namespace squareq::training {
@@ -129,6 +130,8 @@ class Transformer {
   virtual void set_adapters(AdapterSet* adapters) = 0;
 
   virtual const ModelConfig& config() const = 0;
+  /// The recognised architecture in the source's own naming scheme: blocks, and the maps between naming schemes (LoRA files).
+  virtual const Architecture& architecture() const = 0;
   virtual std::int64_t block_count() const = 0;
   virtual torch::Device device() const = 0;
   virtual torch::Dtype dtype() const = 0;

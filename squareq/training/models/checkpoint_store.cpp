@@ -46,7 +46,7 @@ class CheckpointStore final : public WeightStore {
 OpenedModel open_checkpoint(const OpenOptions& options) {
   TensorFiles files = TensorFiles::open_checkpoint(options.source);
   const ModelLayout layout = recognise_model(files.shapes(), config_text(options, files.config_json()), {}, options.source.string());
-  return {layout.config, std::make_unique<CheckpointStore>(std::move(files), layout, options), layout.native};
+  return {layout.config, layout.architecture, std::make_unique<CheckpointStore>(std::move(files), layout, options), layout.native};
 }
 
 }  // namespace squareq::training

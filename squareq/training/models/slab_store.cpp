@@ -296,7 +296,7 @@ OpenedModel open_slab(const OpenOptions& options) {
     layers.emplace(name, i);
   }
   Arrangement arrangement = arrange(*slab, *layout, layers);
-  OpenedModel opened{layout->config, nullptr, layout->native};
+  OpenedModel opened{layout->config, layout->architecture, nullptr, layout->native};
   opened.store = std::make_unique<SlabStore>(std::move(slab), std::move(*rest), std::move(*layout), std::move(arrangement), options);
   return opened;
 }

@@ -37,7 +37,7 @@ void append(std::vector<Tensor>& tensors, const BlockAdapters& adapters) {
 class FluxTransformer final : public Transformer {
  public:
   FluxTransformer(OpenedModel opened, const OpenOptions& options)
-      : config_(std::move(opened.config)), store_(std::move(opened.store)), native_(std::move(opened.native)), dtype_(options.dtype),
+      : config_(std::move(opened.config)), architecture_(std::move(opened.architecture)), store_(std::move(opened.store)), native_(std::move(opened.native)), dtype_(options.dtype),
         checkpointing_(options.checkpointing), model_(config_, *store_, options.dtype) {
     for (std::int64_t i = 0; i < model_.block_count(); ++i) blocks_.push_back(std::make_shared<FluxBlock>(model_, *store_, i));
   }
@@ -90,6 +90,7 @@ class FluxTransformer final : public Transformer {
   }
 
   const ModelConfig& config() const override { return config_; }
+  const Architecture& architecture() const override { return architecture_; }
   std::int64_t block_count() const override { return model_.block_count(); }
   torch::Device device() const override { return store_->device(); }
   torch::Dtype dtype() const override { return dtype_; }
@@ -118,6 +119,7 @@ class FluxTransformer final : public Transformer {
   }
 
   ModelConfig config_;
+  Architecture architecture_;
   std::unique_ptr<WeightStore> store_;
   std::map<std::string, Placement> native_;
   torch::Dtype dtype_;

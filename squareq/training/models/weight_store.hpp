@@ -34,6 +34,7 @@ class WeightStore {
 /// Everything that Transformer::open learned about a model before its code runs.
 struct OpenedModel {
   ModelConfig config;
+  Architecture architecture;
   std::unique_ptr<WeightStore> store;
   std::map<std::string, Placement> native;  ///< each linear's place in the fused naming scheme
 };
