@@ -37,7 +37,7 @@ sq_status fill(sq_error* error, Code code, const std::string& message, const Pro
 }  // namespace
 
 Context::Context(const sq_host& given)
-    : allocator(given.allocator), host(given), kernels(select_kernels()), pool(wanted_threads(given.threads)), scratch(allocator) {
+    : allocator(given.allocator), host(given), kernels(select_kernels()), pool(wanted_threads(given.threads)) {
   host.allocator = nullptr;
 }
 

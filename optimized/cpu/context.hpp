@@ -28,7 +28,6 @@ struct Context {
   sq_host host;         // its `allocator` pointer is not used after construction
   const Kernels& kernels;
   WorkerPool pool;
-  ScratchCache scratch;
 
   std::mutex sessions_mutex;
   std::map<std::uint64_t, std::shared_ptr<StreamSession>> sessions;

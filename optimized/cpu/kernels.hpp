@@ -44,11 +44,12 @@ struct Kernels {
 
   /// acc += int32(partial); partial holds exact integers.
   void (*accumulate_i32)(const float* partial, std::int64_t n, std::int32_t* acc);
-  /// out = (row_scale * column_scale) * float(acc); column_scale may be null (then 1).
+  /// out = (float(acc) * row_scale) * column_scale; column_scale may be null (then 1).
   void (*rescale_i32)(const std::int32_t* acc, std::int64_t n, float row_scale, const float* column_scale, float* out);
 
   /// Adds the number of NaNs and infinities to counts[0] and counts[1].
   void (*count_nonfinite_f32)(const float* x, std::int64_t n, std::int64_t* counts);
+  void (*count_nonfinite_f64)(const double* x, std::int64_t n, std::int64_t* counts);
   /// `infinity`: the type's bits of +infinity.
   void (*count_nonfinite_16)(const std::uint16_t* x, std::int64_t n, std::uint32_t infinity, std::int64_t* counts);
 };

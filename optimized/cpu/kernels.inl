@@ -17,6 +17,7 @@ using std::int64_t;
 using std::int8_t;
 using std::uint16_t;
 using std::uint32_t;
+using std::uint64_t;
 
 // Adding 1.5 * 2^23 leaves round_half_even(t) in the low mantissa bits for |t| <= 2^22: no rounding instruction needed.
 constexpr float kRound = 12582912.0f;
@@ -208,10 +209,10 @@ void accumulate_i32(const float* __restrict partial, int64_t n, int32_t* __restr
 }
 void rescale_i32(const int32_t* __restrict acc, int64_t n, float row_scale, const float* __restrict column_scale, float* __restrict out) {
   if (column_scale == nullptr) {
-    for (int64_t i = 0; i < n; ++i) out[i] = row_scale * static_cast<float>(acc[i]);
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(acc[i]) * row_scale;
     return;
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = (row_scale * column_scale[i]) * static_cast<float>(acc[i]);
+  for (int64_t i = 0; i < n; ++i) out[i] = (static_cast<float>(acc[i]) * row_scale) * column_scale[i];
 }
 
 void count_nonfinite_f32(const float* x, int64_t n, int64_t* counts) {
@@ -220,6 +221,16 @@ void count_nonfinite_f32(const float* x, int64_t n, int64_t* counts) {
     const uint32_t a = SQ_BITS(uint32_t, x[i]) & 0x7FFFFFFFu;
     nan += a > 0x7F800000u;
     infinite += a == 0x7F800000u;
+  }
+  counts[0] += nan;
+  counts[1] += infinite;
+}
+void count_nonfinite_f64(const double* x, int64_t n, int64_t* counts) {
+  int64_t nan = 0, infinite = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t a = SQ_BITS(uint64_t, x[i]) & 0x7FFFFFFFFFFFFFFFu;
+    nan += a > 0x7FF0000000000000u;
+    infinite += a == 0x7FF0000000000000u;
   }
   counts[0] += nan;
   counts[1] += infinite;
@@ -263,6 +274,7 @@ const Kernels SQ_CONCAT(kernels_, SQ_ISA) = {
     .accumulate_i32 = accumulate_i32,
     .rescale_i32 = rescale_i32,
     .count_nonfinite_f32 = count_nonfinite_f32,
+    .count_nonfinite_f64 = count_nonfinite_f64,
     .count_nonfinite_16 = count_nonfinite_16,
 };
 

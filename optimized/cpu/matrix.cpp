@@ -63,6 +63,17 @@ Matrix require_matrix(const sq_tensor* t, const char* name, const std::string& l
   return check_matrix(t, name, layer, expect);
 }
 
+void check_any(const sq_tensor* t, const char* name, std::initializer_list<std::int32_t> dtypes) {
+  if (t == nullptr) refuse(SQ_CALL_NULL, "", name, "is required and null");
+  check_storage(*t, name, "", dtypes);
+  if (t->rank < 0 || t->rank > SQ_MAX_RANK) refuse(SQ_CALL_SHAPE, "", name, "rank is " + std::to_string(t->rank) + ", expected 0 to 8");
+  std::int64_t count = 1;
+  for (std::int32_t d = 0; d < t->rank; ++d)
+    if (t->shape[d] < 0 || __builtin_mul_overflow(count, t->shape[d], &count))
+      refuse(SQ_CALL_SHAPE, "", name, "shape is " + shape_text(*t) + ", not a size that fits 64 bits");
+  check_data(*t, name, "", count);
+}
+
 Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::int32_t dtype, std::int64_t length) {
   if (t == nullptr) refuse(SQ_CALL_NULL, layer, name, "is required and null");
   check_storage(*t, name, layer, {dtype});

@@ -50,6 +50,9 @@ Matrix require_matrix(const sq_tensor* t, const char* name, const std::string& l
 /// A contiguous vector [length], as a matrix of one row.
 Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::int32_t dtype, std::int64_t length);
 
+/// Checks a tensor of any rank and strides.
+void check_any(const sq_tensor* t, const char* name, std::initializer_list<std::int32_t> dtypes);
+
 [[noreturn]] void refuse(sq_status code, const std::string& layer, const std::string& tensor, const std::string& what);
 
 }  // namespace squareq::cpu

@@ -59,25 +59,6 @@ void Block::reset() {
   bytes_ = 0;
 }
 
-Block ScratchCache::take(std::uint64_t bytes) {
-  Block candidate;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!free_.empty()) {
-      candidate = std::move(free_.back());
-      free_.pop_back();
-    }
-  }
-  if (candidate.bytes() >= bytes) return candidate;
-  candidate.reset();  // first, so that growing never holds both
-  return Block(allocator_, SQ_MEM_SCRATCH, bytes, "cpu.scratch", SQ_HOST_OOM);
-}
-
-void ScratchCache::give_back(Block block) {
-  const std::lock_guard lock(mutex_);
-  free_.push_back(std::move(block));
-}
-
 void Scratch::add(void** pointer, std::uint64_t bytes) {
   if (bytes == 0) return;
   parts_.push_back({pointer, total_});
@@ -86,12 +67,8 @@ void Scratch::add(void** pointer, std::uint64_t bytes) {
 
 void Scratch::commit() {
   if (total_ == 0) return;
-  block_ = cache_.take(total_);
+  block_ = Block(allocator_, SQ_MEM_SCRATCH, total_, "cpu.scratch", SQ_HOST_OOM);
   for (const Part& p : parts_) *p.pointer = block_.data() + p.offset;
-}
-
-Scratch::~Scratch() {
-  if (block_.data() != nullptr) cache_.give_back(std::move(block_));
 }
 
 }  // namespace squareq::cpu

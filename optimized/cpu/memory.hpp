@@ -1,9 +1,8 @@
-// Memory from the host's allocator table, and the context's cache of scratch blocks.
+// Memory from the host's allocator table.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "squareq/contract.h"
@@ -45,27 +44,13 @@ class Block {
   std::uint64_t bytes_ = 0;
 };
 
-/// Scratch blocks of kind SQ_MEM_SCRATCH kept between calls, so that a warm call allocates nothing. One block per call in flight.
-class ScratchCache {
- public:
-  explicit ScratchCache(const Allocator& allocator) : allocator_(allocator) {}
-
-  Block take(std::uint64_t bytes);  // throws HOST_OOM
-  void give_back(Block block);
-
- private:
-  const Allocator& allocator_;
-  std::mutex mutex_;
-  std::vector<Block> free_;
-};
-
-/// The scratch of one call: parts are reserved first, then one block is taken and the parts get their addresses.
+/// The scratch of one call, kind SQ_MEM_SCRATCH: parts are reserved first, then one block is allocated and the parts get their
+/// addresses. It goes back to the host with the destructor, before the call returns (SQ-LIN-047).
 class Scratch {
  public:
-  explicit Scratch(ScratchCache& cache) : cache_(cache) {}
+  explicit Scratch(const Allocator& allocator) : allocator_(allocator) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch();
 
   /// `*pointer` is set by commit(); null where count is 0.
   template <class T>
@@ -73,7 +58,7 @@ class Scratch {
     *pointer = nullptr;
     add(reinterpret_cast<void**>(pointer), static_cast<std::uint64_t>(count) * sizeof(T));
   }
-  void commit();
+  void commit();  // throws HOST_OOM
 
  private:
   struct Part {
@@ -82,7 +67,7 @@ class Scratch {
   };
   void add(void** pointer, std::uint64_t bytes);
 
-  ScratchCache& cache_;
+  const Allocator& allocator_;
   std::vector<Part> parts_;
   std::uint64_t total_ = 0;
   Block block_;

@@ -1,4 +1,4 @@
-// Activations to int8, alone or fused into their producer, and the NaN / infinity counter.
+// Activations to int8, alone or fused into their producer.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -27,7 +27,7 @@ const sq_tensor* out_part(const sq_quantize_activation_args& args, const char* n
 Job prepare(const sq_quantize_activation_args& args) {
   Job job;
   if (args.format == nullptr || std::string_view(args.format) != "per_token_int8")
-    refuse(SQ_CALL_VALUE, "", "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'per_token_int8'");
+    refuse(SQ_CALL_UNSUPPORTED, "", "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'per_token_int8'");
   if (args.producer < SQ_PRODUCER_NONE || args.producer > SQ_PRODUCER_GELU_TANH)
     refuse(SQ_CALL_VALUE, "", "", "producer is " + std::to_string(args.producer) + ", expected 0 to 2");
   job.producer = args.producer;
@@ -53,6 +53,8 @@ void load_row(const Kernels& kernels, const Matrix& m, std::int64_t r, float* ou
 
 }  // namespace
 
+void check_quantize_activation(const sq_quantize_activation_args& args) { prepare(args); }
+
 void quantize_activation(Context& context, const sq_quantize_activation_args& args) {
   const Job job = prepare(args);
   const Kernels& kernels = context.kernels;
@@ -60,7 +62,7 @@ void quantize_activation(Context& context, const sq_quantize_activation_args& ar
   // Rows go in batches of one row buffer per piece; what the producer makes stays F32 until it is quantized.
   const std::int64_t batch = std::min<std::int64_t>(job.x.rows, std::max<std::int64_t>(1, kActivationTile / depth));
   const bool modulate = job.producer == SQ_PRODUCER_LAYERNORM_MODULATE;
-  Scratch scratch(context.scratch);
+  Scratch scratch(context.allocator);
   float* values = nullptr;
   float* shift = nullptr;
   float* scale = nullptr;
@@ -88,46 +90,6 @@ void quantize_activation(Context& context, const sq_quantize_activation_args& ar
       });
     });
   }
-}
-
-void numeric_guard(Context& context, const sq_numeric_guard_args& args) {
-  if (args.x == nullptr) refuse(SQ_CALL_NULL, "", "x", "is required and null");
-  const sq_tensor& x = *args.x;
-  if (x.rank < 0 || x.rank > SQ_MAX_RANK) refuse(SQ_CALL_SHAPE, "", "x", "rank is " + std::to_string(x.rank) + ", expected 0 to 8");
-  // Any rank: all leading dimensions become one walk over rows of the last.
-  sq_tensor row = x;
-  row.rank = 2;
-  row.shape[0] = 1;
-  row.shape[1] = x.rank == 0 ? 1 : x.shape[x.rank - 1];
-  row.strides[0] = row.shape[1];
-  row.strides[1] = x.rank == 0 ? 1 : x.strides[x.rank - 1];
-  std::int64_t rows = 1;
-  for (std::int32_t d = 0; d + 1 < x.rank; ++d) {
-    if (x.shape[d] < 0) refuse(SQ_CALL_SHAPE, "", "x", "shape is " + shape_text(x) + ", expected no negative dimension");
-    rows *= x.shape[d];
-  }
-  if (rows == 0) row.shape[1] = std::min<std::int64_t>(row.shape[1], 0);
-  const Matrix values = require_matrix(&row, "x", "", {kFloatTypes, 1, -1, Use::input});
-  auto* counts = require_vector(args.counts, "counts", "", SQ_I64, 2).row<std::int64_t>(0);
-
-  std::int64_t found[2] = {0, 0};
-  for (std::int64_t r = 0; r < (values.cols == 0 ? 0 : rows); ++r) {
-    std::int64_t offset = 0;
-    for (std::int64_t d = x.rank - 2, rest = r; d >= 0; --d) {
-      offset += rest % x.shape[d] * x.strides[d];
-      rest /= x.shape[d];
-    }
-    const std::byte* data = values.data + offset * static_cast<std::int64_t>(dtype_bytes(x.dtype));
-    if (values.is_16()) {
-      context.kernels.count_nonfinite_16(reinterpret_cast<const std::uint16_t*>(data), values.cols, x.dtype == SQ_BF16 ? 0x7F80u : 0x7C00u, found);
-    } else {
-      context.kernels.count_nonfinite_f32(reinterpret_cast<const float*>(data), values.cols, found);
-    }
-  }
-  counts[0] += found[0];
-  counts[1] += found[1];
-  context.nan_count += found[0];
-  context.inf_count += found[1];
 }
 
 }  // namespace squareq::cpu

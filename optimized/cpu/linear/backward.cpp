@@ -1,5 +1,5 @@
 // Gradients of a linear layer. G = dY * act'(pre):
-//   dX = G W + dH A^T   dH = scaling G B^T   dB = scaling H^T G   dA = X^T dH        (A [K, r], B [r, N]; facts of SQ-LOR)
+//   D = G B^T   dX = G W + c D A^T   dB = c H^T G   dA = c X^T D      A [K, r], B [r, N], c = scaling (spec/50-lora.md)
 #include <algorithm>
 #include <cstring>
 
@@ -20,7 +20,8 @@ struct GradientSum {
 
 class Backward {
  public:
-  Backward(Context& context, const BackwardJob& job) : context_(context), job_(job), scratch_(context.scratch) {
+  Backward(Context& context, const BackwardJob& job)
+      : context_(context), job_(job), scratch_(context.allocator), branch_(job.lora, job.rows, job.w.in, job.activation_dtype) {
     const Tiles& t = job.tiles;
     const bool wide = (job.dx && !job.dx.direct()) || (job.dx_lora && !job.dx_lora.direct());
     scratch_.reserve(&g_, job.dy_direct() ? 0 : t.m * t.n);
@@ -39,6 +40,7 @@ class Backward {
   }
 
   void run() {
+    if (job_.db && !job_.h) branch_.compute(context_);
     for_tiles(job_.rows, job_.tiles.m, [&](Span m) { rows(m); });
     add_sum(job_.da, da_sum_);
     add_sum(job_.db, db_sum_);
@@ -50,9 +52,9 @@ class Backward {
 
   void reserve_lora(const Tiles& t) {
     const std::int64_t rank = job_.lora.rank;
-    const bool reads_x = job_.da || (job_.db && !job_.h);
-    scratch_.reserve(&x_, reads_x && !job_.lora.x.direct() ? t.m * t.k : 0);
-    scratch_.reserve(&h_, job_.db ? t.m * rank : 0);
+    if (job_.db && !job_.h) branch_.reserve(scratch_);
+    scratch_.reserve(&x_, job_.da && !job_.lora.x.direct() ? t.m * t.k : 0);
+    scratch_.reserve(&h_, job_.db && job_.h ? t.m * rank : 0);
     scratch_.reserve(&dh_, needs_dh() ? t.m * rank : 0);
     scratch_.reserve(&a_, adapter_needs_buffer(job_.lora.a, job_.activation_dtype) ? rank * t.k : 0);
     scratch_.reserve(&b_, adapter_needs_buffer(job_.lora.b, job_.activation_dtype) ? t.n * rank : 0);
@@ -81,44 +83,45 @@ class Backward {
 
   void rows(Span m) {
     const std::int64_t rank = job_.lora.rank;
-    if (job_.db) load_h(m);
+    const float* h = job_.db ? branch_rows(m) : nullptr;
     bool first = true;
     for_tiles(job_.w.in, job_.dx || job_.dx_lora || job_.da ? job_.tiles.k : job_.w.in, [&](Span k) {
       const Block32 dx = job_.dx ? write_block(job_.dx, m, k, dx_) : Block32{};
-      if (first || (job_.dx && !job_.int8)) columns(m, k, dx, first);
+      if (first || (job_.dx && !job_.int8)) columns(m, k, dx, first ? h : nullptr, first);
       if (job_.dx && job_.int8) base_int8(m, k, dx);
+      if (first && needs_dh() && job_.activation_dtype != SQ_F32) round_block(context_, job_.activation_dtype, dh_, m.size * rank);
       first = false;
       Block32 a;
       if (job_.dx_lora || (job_.dx && job_.lora && !own_input()))
         a = adapter_block(context_, job_.lora.a, {0, rank}, k, job_.activation_dtype, a_);
       if (job_.dx) {
-        if (job_.lora && !own_input()) sgemm(Op::none, Op::none, m.size, k.size, rank, 1, dh_, rank, a.data, a.stride, 1, dx.data, dx.stride);
+        if (job_.lora && !own_input()) sgemm(Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 1, dx.data, dx.stride);
         store_block(context_, dx, job_.dx, m, k);
       }
       if (job_.dx_lora) {
         const Block32 share = write_block(job_.dx_lora, m, k, dx_);
-        sgemm(Op::none, Op::none, m.size, k.size, rank, 1, dh_, rank, a.data, a.stride, 0, share.data, share.stride);
+        sgemm(Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 0, share.data, share.stride);
         store_block(context_, share, job_.dx_lora, m, k);
       }
       if (job_.da) {
         const Block32 x = read_block(context_, job_.lora.x, m, k, x_);
-        sgemm(Op::transpose, Op::none, rank, k.size, m.size, 1, dh_, rank, x.data, x.stride, m.begin > 0 ? 1.0f : 0.0f, da_sum_.data + k.begin, da_sum_.stride);
+        sgemm(Op::transpose, Op::none, rank, k.size, m.size, job_.lora.scaling, dh_, rank, x.data, x.stride, m.begin > 0 ? 1.0f : 0.0f, da_sum_.data + k.begin, da_sum_.stride);
       }
     });
   }
 
   /// Walks the columns of G: the base share of dX for this depth and, on the first walk, everything else that reads G.
-  void columns(Span m, Span k, const Block32& dx, bool first) {
+  void columns(Span m, Span k, const Block32& dx, const float* h, bool first) {
     const std::int64_t rank = job_.lora.rank;
     for_tiles(job_.w.out, job_.tiles.n, [&](Span n) {
       const Block32 g = gradient(m, n);
       const float keep = n.begin > 0 ? 1.0f : 0.0f;
       if (first && job_.lora && needs_dh()) {
         const Block32 b = adapter_block(context_, job_.lora.b, n, {0, rank}, job_.activation_dtype, b_);
-        sgemm(Op::none, Op::none, m.size, rank, n.size, job_.lora.scaling, g.data, g.stride, b.data, b.stride, keep, dh_, rank);
+        sgemm(Op::none, Op::none, m.size, rank, n.size, 1, g.data, g.stride, b.data, b.stride, keep, dh_, rank);
       }
-      if (first && job_.db)
-        sgemm(Op::transpose, Op::none, n.size, rank, m.size, job_.lora.scaling, g.data, g.stride, h_, rank, m.begin > 0 ? 1.0f : 0.0f,
+      if (h != nullptr)
+        sgemm(Op::transpose, Op::none, n.size, rank, m.size, job_.lora.scaling, g.data, g.stride, h, rank, m.begin > 0 ? 1.0f : 0.0f,
               db_sum_.data + n.begin * db_sum_.stride, db_sum_.stride);
       if (job_.dx && !job_.int8) {
         dequantize_block(context_, job_.w, n, k, false, w_);
@@ -152,18 +155,13 @@ class Backward {
     to_f32(context_.kernels, from.dtype, from.data + (r * from.stride + n.begin) * width, n.size, row);
   }
 
-  void load_h(Span m) {
+  /// H of these rows: computed from X, or the caller's, rounded as the forward rounded it.
+  const float* branch_rows(Span m) {
     const std::int64_t rank = job_.lora.rank;
-    if (job_.h) {
-      for (std::int64_t r = 0; r < m.size; ++r) load_row(job_.h, m.begin + r, {0, rank}, h_ + r * rank);
-    } else {
-      for_tiles(job_.w.in, job_.tiles.k, [&](Span k) {
-        const Block32 x = read_block(context_, job_.lora.x, m, k, x_);
-        const Block32 a = adapter_block(context_, job_.lora.a, {0, rank}, k, job_.activation_dtype, a_);
-        sgemm(Op::none, Op::transpose, m.size, rank, k.size, 1, x.data, x.stride, a.data, a.stride, k.begin > 0 ? 1.0f : 0.0f, h_, rank);
-      });
-    }
+    if (!job_.h) return branch_.h() + m.begin * rank;
+    for (std::int64_t r = 0; r < m.size; ++r) load_row(job_.h, m.begin + r, {0, rank}, h_ + r * rank);
     if (job_.activation_dtype != SQ_F32) round_block(context_, job_.activation_dtype, h_, m.size * rank);
+    return h_;
   }
 
   /// W8A8: dY' = G * scale (the weight's scale lies on the contraction axis), one int8 scale per row of it.
@@ -190,6 +188,7 @@ class Backward {
   float* dx_ = nullptr;
   float* w_ = nullptr;
   float* x_ = nullptr;
+  BranchInput branch_;
   float* h_ = nullptr;
   float* dh_ = nullptr;
   float* a_ = nullptr;

@@ -42,8 +42,8 @@ const T& struct_of(const void* args) {
 std::string explain(Context& context, std::int32_t op, const void* args) {
   const std::string isa = context.kernels.isa;
   switch (op) {
-    case SQ_OP_QUANTIZE: struct_of<sq_quantize_args>(args); return object("quantize", "bp8_v2_rows/" + isa, {});
-    case SQ_OP_DEQUANTIZE: struct_of<sq_dequantize_args>(args); return object("dequantize", "bp8_v2_rows/" + isa, {});
+    case SQ_OP_QUANTIZE: check_quantize(struct_of<sq_quantize_args>(args)); return object("quantize", "bp8_v2_rows/" + isa, {});
+    case SQ_OP_DEQUANTIZE: check_dequantize(context, struct_of<sq_dequantize_args>(args)); return object("dequantize", "bp8_v2_rows/" + isa, {});
     case SQ_OP_LINEAR_FORWARD: {
       const ForwardJob job = prepare_forward(context, struct_of<sq_linear_forward_args>(args));
       return product("linear_forward", job.int8, job.xq != nullptr, job.tiles, isa);
@@ -52,8 +52,8 @@ std::string explain(Context& context, std::int32_t op, const void* args) {
       const BackwardJob job = prepare_backward(context, struct_of<sq_linear_backward_args>(args));
       return product("linear_backward", job.int8, false, job.tiles, isa);
     }
-    case SQ_OP_QUANTIZE_ACTIVATION: struct_of<sq_quantize_activation_args>(args); return object("quantize_activation", "per_token_int8_rows/" + isa, {});
-    case SQ_OP_NUMERIC_GUARD: struct_of<sq_numeric_guard_args>(args); return object("numeric_guard", "count_nonfinite/" + isa, {});
+    case SQ_OP_QUANTIZE_ACTIVATION: check_quantize_activation(struct_of<sq_quantize_activation_args>(args)); return object("quantize_activation", "per_token_int8_rows/" + isa, {});
+    case SQ_OP_NUMERIC_GUARD: check_guard(struct_of<sq_numeric_guard_args>(args)); return object("numeric_guard", "count_nonfinite/" + isa, {});
     default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", expected 0 to 5");
   }
 }

@@ -12,11 +12,11 @@ namespace {
 
 class Forward {
  public:
-  Forward(Context& context, const ForwardJob& job) : context_(context), job_(job), scratch_(context.scratch) {
+  Forward(Context& context, const ForwardJob& job)
+      : context_(context), job_(job), scratch_(context.allocator), branch_(job.lora, job.rows, job.w.in, job.activation_dtype) {
     const Tiles& t = job.tiles;
     const bool lora = static_cast<bool>(job.lora);
-    const bool x_buffer = (!job.int8 && !job.x.direct()) || (lora && !job.lora.x.direct());
-    scratch_.reserve(&x_, x_buffer ? t.m * t.k : 0);
+    scratch_.reserve(&x_, job.int8 || job.x.direct() ? 0 : t.m * t.k);
     scratch_.reserve(&y_, job.y.direct() ? 0 : t.m * t.n);
     if (job.int8) {
       if (job.xq == nullptr) {
@@ -29,17 +29,18 @@ class Forward {
       scratch_.reserve(&w_, t.n * t.k);
     }
     if (lora) {
-      scratch_.reserve(&h_, t.m * job.lora.rank);
-      scratch_.reserve(&a_, adapter_needs_buffer(job.lora.a, job.activation_dtype) ? job.lora.rank * t.k : 0);
+      branch_.reserve(scratch_);
       scratch_.reserve(&b_, adapter_needs_buffer(job.lora.b, job.activation_dtype) ? t.n * job.lora.rank : 0);
     }
     scratch_.commit();
   }
 
   void run() {
+    const std::int64_t rank = job_.lora.rank;
+    const float* h = job_.lora ? branch_.compute(context_) : nullptr;
+    if (job_.h) store_block(context_, {branch_.h(), rank}, job_.h, {0, job_.rows}, {0, rank});
     for_tiles(job_.rows, job_.tiles.m, [&](Span m) {
-      held_ = {};
-      if (job_.lora) compute_h(m);
+      held_k_ = -1;
       if (job_.int8 && job_.xq == nullptr) quantize_rows(m);
       for_tiles(job_.w.out, job_.tiles.n, [&](Span n) {
         const Block32 y = write_block(job_.y, m, n, y_);
@@ -49,8 +50,8 @@ class Forward {
           base(m, n, y);
         }
         if (job_.lora) {
-          const Block32 b = adapter_block(context_, job_.lora.b, n, {0, job_.lora.rank}, job_.activation_dtype, b_);
-          sgemm(Op::none, Op::transpose, m.size, n.size, job_.lora.rank, job_.lora.scaling, h_, job_.lora.rank, b.data, b.stride, 1, y.data, y.stride);
+          const Block32 b = adapter_block(context_, job_.lora.b, n, {0, rank}, job_.activation_dtype, b_);
+          sgemm(Op::none, Op::transpose, m.size, n.size, rank, job_.lora.scaling, h + m.begin * rank, rank, b.data, b.stride, 1, y.data, y.stride);
         }
         finish(m, n, y);
       });
@@ -58,28 +59,17 @@ class Forward {
   }
 
  private:
-  /// A block of the layer's or the branch's input; a converted block is kept for as long as it is the one asked for.
-  Block32 input(const Matrix& x, Span m, Span k) {
-    if (x.direct()) return read_block(context_, x, m, k, nullptr);
-    if (held_.data != x.data || held_.k_begin != k.begin) read_block(context_, x, m, k, x_);
-    held_ = {x.data, k.begin};
+  /// A block of the layer's input; a converted block is kept for as long as it is the one asked for.
+  Block32 input(Span m, Span k) {
+    if (job_.x.direct()) return read_block(context_, job_.x, m, k, nullptr);
+    if (held_k_ != k.begin) read_block(context_, job_.x, m, k, x_);
+    held_k_ = k.begin;
     return {x_, k.size};
-  }
-
-  void compute_h(Span m) {
-    const std::int64_t rank = job_.lora.rank;
-    for_tiles(job_.w.in, job_.tiles.k, [&](Span k) {
-      const Block32 x = input(job_.lora.x, m, k);
-      const Block32 a = adapter_block(context_, job_.lora.a, {0, rank}, k, job_.activation_dtype, a_);
-      sgemm(Op::none, Op::transpose, m.size, rank, k.size, 1, x.data, x.stride, a.data, a.stride, k.begin > 0 ? 1.0f : 0.0f, h_, rank);
-    });
-    if (job_.activation_dtype != SQ_F32) round_block(context_, job_.activation_dtype, h_, m.size * rank);
-    if (job_.h) store_block(context_, {h_, rank}, job_.h, m, {0, rank});
   }
 
   void base(Span m, Span n, const Block32& y) {
     for_tiles(job_.w.in, job_.tiles.k, [&](Span k) {
-      const Block32 x = input(job_.x, m, k);
+      const Block32 x = input(m, k);
       dequantize_block(context_, job_.w, n, k, false, w_);
       sgemm(Op::none, Op::transpose, m.size, n.size, k.size, 1, x.data, x.stride, w_, k.size, k.begin > 0 ? 1.0f : 0.0f, y.data, y.stride);
     });
@@ -128,20 +118,14 @@ class Forward {
     from_f32(context_.kernels, to.dtype, row, n.size, to.data + (r * to.stride + n.begin) * width);
   }
 
-  struct Held {
-    const std::byte* data = nullptr;
-    std::int64_t k_begin = -1;
-  };
-
   Context& context_;
   const ForwardJob& job_;
   Scratch scratch_;
-  Held held_;
+  BranchInput branch_;
+  std::int64_t held_k_ = -1;  // which block of X lies in x_
   float* x_ = nullptr;
   float* y_ = nullptr;
   float* w_ = nullptr;
-  float* h_ = nullptr;
-  float* a_ = nullptr;
   float* b_ = nullptr;
   float* row_ = nullptr;
   std::int8_t* codes_ = nullptr;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "optimized/cpu/blas.hpp"
 
@@ -48,7 +50,7 @@ void int8_backward(Context& context, const std::int8_t* a, std::int64_t a_stride
 
 float quantize_row(const Kernels& kernels, const float* x, std::int64_t n, std::int8_t* q) {
   const float absmax = std::bit_cast<float>(kernels.max_abs_f32(x, n));
-  const float scale = absmax / 127.0f < 1e-30f ? 1e-30f : absmax / 127.0f;
+  const float scale = !std::isfinite(absmax) ? std::numeric_limits<float>::quiet_NaN() : std::max(absmax / 127.0f, 1e-30f);
   kernels.quantize_div(x, n, scale, q);
   return scale;
 }

@@ -28,8 +28,8 @@ void int8_forward(Context& context, const std::int8_t* a, std::int64_t a_stride,
 /// sum[m, k] = sum_n a[m, n] w[n, k], a I8 [rows, out].
 void int8_backward(Context& context, const std::int8_t* a, std::int64_t a_stride, std::int64_t rows, const Weight& w, Span k, const Int8Scratch& s);
 
-/// One row to int8: returns its scale max(absmax / 127, 1e-30); a row with NaN or infinity gets that scale and codes 0, so that
-/// what is computed from it is NaN.
+/// One row to int8: returns its scale max(absmax / 127, 1e-30); a row with NaN or infinity gets scale NaN and codes 0, so that
+/// what is computed from it is NaN (SQ-QNT-021).
 float quantize_row(const Kernels& kernels, const float* x, std::int64_t n, std::int8_t* q);
 
 }  // namespace squareq::cpu

@@ -103,13 +103,18 @@ ForwardJob prepare_forward(Context& context, const sq_linear_forward_args& args)
     if (!job.x) refuse(SQ_CALL_NULL, w.name, "lora.x", "is required where the layer's input is given as codes only");
     job.lora.x = job.x;
   }
+  if (job.x && job.lora && job.lora.x.dtype != job.x.dtype)
+    refuse(SQ_CALL_DTYPE, w.name, "lora.x", "dtype is " + std::string(dtype_name(job.lora.x.dtype)) + ", expected x's " + std::string(dtype_name(job.x.dtype)));
   job.activation_dtype = job.lora ? job.lora.x.dtype : job.x ? job.x.dtype : SQ_F32;
-  const std::int32_t y_dtype = job.x ? job.x.dtype : args.y != nullptr && args.y->dtype != SQ_F16 ? SQ_BF16 : SQ_F16;
-  job.y = require_matrix(args.y, "y", w.name, {{y_dtype, SQ_F32}, job.rows, w.out, Use::output});
-  job.preactivation = check_matrix(args.preactivation, "preactivation", w.name, {{y_dtype, SQ_F32}, job.rows, w.out, Use::output});
+  if (job.x || job.lora) {
+    job.y = require_matrix(args.y, "y", w.name, {{job.activation_dtype, SQ_F32}, job.rows, w.out, Use::output});
+  } else {
+    job.y = require_matrix(args.y, "y", w.name, {kFloatTypes, job.rows, w.out, Use::output});
+  }
+  job.preactivation = check_matrix(args.preactivation, "preactivation", w.name, {{job.y.dtype, SQ_F32}, job.rows, w.out, Use::output});
   if (args.h != nullptr && !job.lora) refuse(SQ_CALL_VALUE, w.name, "h", "was asked for without a LoRA branch");
   job.h = check_matrix(args.h, "h", w.name, {{SQ_F32}, job.rows, job.lora.rank, Use::output});
-  const bool converts = (job.x && !job.x.direct()) || (job.lora && !job.lora.x.direct()) || job.int8;
+  const bool converts = job.int8 || !job.x.direct();
   job.tiles = tile_sizes(job.rows, w.out, w.in, converts || !job.y.direct() || job.int8, converts, !job.y.direct() || job.int8);
   return job;
 }
@@ -126,24 +131,27 @@ BackwardJob prepare_backward(Context& context, const sq_linear_backward_args& ar
   job.dy = require_matrix(args.dy, "dy", w.name, {kFloatTypes, kFree, w.out, Use::input});
   job.rows = job.dy.rows;
   if (job.activation != SQ_ACT_NONE)
-    job.preactivation = require_matrix(args.preactivation, "preactivation", w.name, {kFloatTypes, job.rows, w.out, Use::input});
+    job.preactivation = require_matrix(args.preactivation, "preactivation", w.name, {{job.dy.dtype, SQ_F32}, job.rows, w.out, Use::input});
   job.x = check_matrix(args.x, "x", w.name, {kFloatTypes, job.rows, w.in, Use::input});
   job.lora = check_lora(args.lora, w, job.rows);
   job.own_input = job.lora && job.lora.x;
   if (job.lora && !job.lora.x) job.lora.x = job.x;
   if (!job.lora && (args.da_t != nullptr || args.db_t != nullptr || args.dx_lora != nullptr))
-    refuse(SQ_CALL_NULL, w.name, "lora", "is required for da_t, db_t and dx_lora");
+    refuse(SQ_CALL_VALUE, w.name, args.da_t != nullptr ? "da_t" : args.db_t != nullptr ? "db_t" : "dx_lora", "was asked for without a LoRA branch");
   if (args.dx_lora != nullptr && !job.own_input) refuse(SQ_CALL_VALUE, w.name, "dx_lora", "was asked for without lora.x: dx holds the branch's share");
   job.h = job.lora ? check_matrix(args.h, "h", w.name, {{SQ_F32}, job.rows, job.lora.rank, Use::input}) : Matrix{};
   if ((args.da_t != nullptr || (args.db_t != nullptr && !job.h)) && !job.lora.x)
     refuse(SQ_CALL_NULL, w.name, "x", args.da_t != nullptr ? "is required for da_t" : "is required for db_t where h is not given");
-  job.activation_dtype = job.lora && job.lora.x ? job.lora.x.dtype : job.dy.dtype;
-  job.dx = check_matrix(args.dx, "dx", w.name, {{job.dy.dtype, SQ_F32}, job.rows, w.in, Use::output});
-  job.dx_lora = check_matrix(args.dx_lora, "dx_lora", w.name, {{job.dy.dtype, SQ_F32}, job.rows, w.in, Use::output});
+  const Matrix& input = job.lora && job.lora.x ? job.lora.x : job.x;
+  job.activation_dtype = input ? input.dtype : job.dy.dtype;
+  if (job.dy.dtype != job.activation_dtype && job.dy.dtype != SQ_F32)
+    refuse(SQ_CALL_DTYPE, w.name, "dy", "dtype is " + std::string(dtype_name(job.dy.dtype)) + ", expected x's " + std::string(dtype_name(job.activation_dtype)) + " or f32");
+  job.dx = check_matrix(args.dx, "dx", w.name, {{job.dy.dtype}, job.rows, w.in, Use::output});
+  job.dx_lora = check_matrix(args.dx_lora, "dx_lora", w.name, {{job.dy.dtype}, job.rows, w.in, Use::output});
   job.da = check_matrix(args.da_t, "da_t", w.name, {{SQ_F32}, job.lora.rank, w.in, Use::output});
   job.db = check_matrix(args.db_t, "db_t", w.name, {{SQ_F32}, w.out, job.lora.rank, Use::output});
   const auto buffered = [](const Matrix& m) { return m.given && !m.direct(); };
-  const bool wide = buffered(job.dx) || buffered(job.dx_lora) || (job.lora && buffered(job.lora.x));
+  const bool wide = buffered(job.dx) || buffered(job.dx_lora) || (job.da && buffered(job.lora.x));
   job.tiles = tile_sizes(job.rows, w.out, w.in, !job.dy_direct() || wide || job.int8, wide || job.int8, !job.dy_direct());
   if (job.int8) {  // one row's scale needs the whole row
     job.tiles.m = even_tile(job.rows, std::max<std::int64_t>(1, std::min(kBufferedRows, kActivationTile / w.out)));

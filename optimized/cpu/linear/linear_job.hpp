@@ -67,6 +67,26 @@ struct BackwardJob {
   bool dy_direct() const { return activation == SQ_ACT_NONE && dy.direct(); }
 };
 
+/// H = X A for every row, in blocks of its own so that forward and backward get the same bits (SQ-LOR-004); rounded where the
+/// activations have 16 bits.
+class BranchInput {
+ public:
+  BranchInput(const Lora& lora, std::int64_t rows, std::int64_t depth, std::int32_t activation_dtype);
+  void reserve(Scratch& scratch);
+  /// Fills and returns h [rows, r].
+  float* compute(Context& context);
+  float* h() const { return h_; }
+
+ private:
+  const Lora& lora_;
+  std::int64_t rows_, depth_;
+  std::int32_t activation_dtype_;
+  Tiles tiles_;
+  float* h_ = nullptr;
+  float* x_ = nullptr;
+  float* a_ = nullptr;
+};
+
 ForwardJob prepare_forward(Context& context, const sq_linear_forward_args& args);
 BackwardJob prepare_backward(Context& context, const sq_linear_backward_args& args);
 

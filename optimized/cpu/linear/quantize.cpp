@@ -34,7 +34,7 @@ Job prepare(const sq_quantize_args& args) {
   job.name = args.name == nullptr ? "" : args.name;
   const std::string& layer = job.name;
   if (args.format == nullptr || std::string_view(args.format) != "bp8_v2")
-    refuse(SQ_CALL_VALUE, layer, "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'bp8_v2'");
+    refuse(SQ_CALL_UNSUPPORTED, layer, "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'bp8_v2'");
   job.w = require_matrix(args.w, "w", layer, {{SQ_F32, SQ_F16, SQ_BF16, SQ_F64}, -1, -1, Use::input});
   if (job.w.rows < 1 || job.w.cols < 1) refuse(SQ_CALL_SHAPE, layer, "w", "shape is " + shape_text(*args.w) + ", expected at least [1, 1]");
   const std::int64_t pack = std::max<std::int64_t>(1, args.pack_k);
@@ -95,12 +95,14 @@ void quantize_row_codes(const Kernels& kernels, const Job& job, std::int64_t r, 
 
 }  // namespace
 
+void check_quantize(const sq_quantize_args& args) { prepare(args); }
+
 void quantize(Context& context, const sq_quantize_args& args) {
   const Job job = prepare(args);
   const Kernels& kernels = context.kernels;
   const std::int64_t rows = job.w.rows;
 
-  Scratch scratch(context.scratch);
+  Scratch scratch(context.allocator);
   float* absmax = nullptr;
   float* narrowed = nullptr;  // F64 only; then rows are walked by one thread
   scratch.reserve(&absmax, rows);
@@ -123,12 +125,30 @@ void quantize(Context& context, const sq_quantize_args& args) {
   if (args.floored_rows != nullptr) *args.floored_rows = floored;
 }
 
-void dequantize(Context& context, const sq_dequantize_args& args) {
+namespace {
+
+struct DequantizeJob {
+  Weight w;
+  Matrix out;
+};
+
+DequantizeJob prepare_dequantize(Context& context, const sq_dequantize_args& args) {
   const Weight w = resolve_weight(context, args.weight);
   const Matrix out = require_matrix(args.out, "out", w.name, {{SQ_F32, SQ_BF16, SQ_F16}, -1, w.in, Use::output});
   if (args.first_row < 0 || args.first_row > w.out || out.rows > w.out - args.first_row)
     refuse(SQ_CALL_SHAPE, w.name, "out",
            "rows [" + std::to_string(args.first_row) + ", +" + std::to_string(out.rows) + ") of a weight of " + std::to_string(w.out) + " rows");
+  return {w, out};
+}
+
+}  // namespace
+
+void check_dequantize(Context& context, const sq_dequantize_args& args) { prepare_dequantize(context, args); }
+
+void dequantize(Context& context, const sq_dequantize_args& args) {
+  const auto [weight, result] = prepare_dequantize(context, args);
+  const Weight& w = weight;
+  const Matrix& out = result;
   constexpr std::int64_t piece = 1024;
   context.pool.parallel_for(out.rows, grain_for(w.in), [&](std::int64_t begin, std::int64_t end) {
     float values[piece];

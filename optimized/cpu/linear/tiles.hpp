@@ -14,6 +14,7 @@ inline constexpr std::int64_t kWeightTile = std::int64_t{1} << 21;      // 8 MiB
 inline constexpr std::int64_t kActivationTile = std::int64_t{1} << 20;  // 4 MiB per activation buffer
 inline constexpr std::int64_t kDirectRows = 4096;                       // rows per pass where nothing needs a buffer
 inline constexpr std::int64_t kBufferedRows = 1024;
+inline constexpr std::int64_t kBranchRows = 1024;                       // rows per pass of X A
 inline constexpr std::int64_t kDirectDepth = 16384;
 inline constexpr std::int64_t kBufferedDepth = 1024;  // also the depth up to which a sum of int8 products is exact in F32: 128 * 127 * 1024 < 2^24
 
