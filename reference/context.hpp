@@ -26,6 +26,7 @@ struct sq_context {
   std::map<std::uint64_t, std::shared_ptr<squareq::reference::Session>> sessions;
   std::uint64_t next_session = 1;
   std::atomic<std::uint64_t> next_lease{1};  // one counter for all sessions: a lease of another session is never mistaken
+  std::atomic<std::int64_t> nan_count{0}, inf_count{0};  // found by numeric_guard so far; a pass reports its share
 };
 
 namespace squareq::reference {

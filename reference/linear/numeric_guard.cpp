@@ -5,7 +5,7 @@
 
 namespace squareq::reference {
 
-void numeric_guard(sq_context&, const sq_numeric_guard_args* given, bool run) {
+void numeric_guard(sq_context& context, const sq_numeric_guard_args* given, bool run) {
   const sq_numeric_guard_args args = read_struct(given, "sq_numeric_guard_args");
   const Subject subject{"", "x"};
   if (!args.x) refuse(Code::CALL_NULL, subject, "tensor is missing");
@@ -33,6 +33,8 @@ void numeric_guard(sq_context&, const sq_numeric_guard_args* given, bool run) {
   }
   static_cast<std::int64_t*>(counts.data)[0] += nans;
   static_cast<std::int64_t*>(counts.data)[1] += infinite;
+  context.nan_count += nans;
+  context.inf_count += infinite;
 }
 
 }  // namespace squareq::reference

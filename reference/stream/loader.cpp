@@ -39,16 +39,22 @@ void Session::run() {
   }
 }
 
+/// Prepares the next visit without a load, where the version tag of its slot already names the block.
+bool Session::take_from_slot() {
+  const sq_visit visit = pass_->visits()[pass_->prepared];
+  Slot& slot = memory_.slots[visit.slot];
+  if (slot.block != visit.block) return false;
+  ++slot.users;
+  ++pass_->prepared;
+  changed_.notify_all();
+  return true;
+}
+
 void Session::prepare(std::unique_lock<std::mutex>& lock) {
+  if (take_from_slot()) return;
   const std::uint64_t pass = pass_->number;
   const sq_visit visit = pass_->visits()[pass_->prepared];
   Slot& slot = memory_.slots[visit.slot];
-  if (slot.block == visit.block) {  // the version tag matches: nothing to load
-    ++slot.users;
-    ++pass_->prepared;
-    changed_.notify_all();
-    return;
-  }
 
   std::vector<std::uint32_t> evicted;
   for (Slot& other : memory_.slots) {

@@ -46,7 +46,7 @@ void Session::begin_step(std::uint32_t schedule) {
   pass_->number = ++passes_begun_;
   pass_->schedule = &plan_.schedules[schedule];
   pass_->start = Clock::now();
-  pass_->before = counters_;
+  pass_->before = counters();
   changed_.notify_all();
 }
 
@@ -62,7 +62,7 @@ sq_lease Session::acquire(std::uint32_t block) {
   if (visit.block != block)
     wrong_state("acquire: block " + quoted(name(block)) + " was asked for, but visit " + std::to_string(pass_->cursor) + " is of block " + quoted(name(visit.block)));
 
-  if (pass_->prepared > pass_->cursor) ++counters_.hits;
+  if (pass_->complete() || take_from_slot()) ++counters_.hits;
   else wait_for_visit(lock, visit);
   ++pass_->cursor;
   changed_.notify_all();  // the lookahead window has moved
@@ -78,12 +78,12 @@ void Session::wait_for_visit(std::unique_lock<std::mutex>& lock, const sq_visit&
   changed_.notify_all();
   const auto start = Clock::now();
   const std::uint64_t pass = pass_->number;
-  changed_.wait(lock, [&] { return stopping_ || !pass_ || pass_->number != pass || pass_->failure || pass_->prepared > pass_->cursor; });
+  changed_.wait(lock, [&] { return stopping_ || !pass_ || pass_->number != pass || pass_->failure || pass_->complete(); });
   const auto waited = Clock::now() - start;
   counters_.wait += waited;
   if (waited > std::chrono::microseconds(50)) ++counters_.waits;
   if (stopping_ || !pass_ || pass_->number != pass) wrong_state("acquire: the pass ended while block " + quoted(name(visit.block)) + " was waited for");
-  if (pass_->failure) {
+  if (!pass_->complete()) {
     pass_->failure->reported = true;
     throw Error(pass_->failure->problem);
   }
@@ -91,7 +91,7 @@ void Session::wait_for_visit(std::unique_lock<std::mutex>& lock, const sq_visit&
 }
 
 sq_lease Session::grant(std::uint32_t block, std::optional<std::uint32_t> slot, std::byte* extent) {
-  Lease lease{block, slot, {}, 0};
+  Lease lease{block, slot, {}, pass_ ? pass_->number : 0, 0};
   for (const LayerPlan& layer : plan_.blocks[block].layers) lease.layers.push_back(layer.bind(extent));
   const sq_lease id = context_.next_lease++;
   leases_.emplace(id, std::move(lease));
@@ -117,27 +117,32 @@ void Session::end_step(bool abandoned) {
   std::unique_lock lock(mutex_);
   if (!pass_) wrong_state("end_step: no pass is open");
   for (const auto& [id, lease] : leases_) {
-    if (abandoned && lease.operations) wrong_state("end_step: operations still run on the lease of block " + quoted(name(lease.block)));
-    if (!abandoned && lease.slot) wrong_state("end_step: the lease on block " + quoted(name(lease.block)) + " is not released");
+    if (lease.pass != pass_->number) continue;  // a resident leased outside the pass
+    if (!abandoned) wrong_state("end_step: the lease on block " + quoted(name(lease.block)) + " is not released");
+    if (lease.operations) wrong_state("end_step: operations still run on the lease of block " + quoted(name(lease.block)));
   }
-  if (!abandoned) {
-    if (pass_->cursor < pass_->visits().size())
-      wrong_state("end_step: visit " + std::to_string(pass_->cursor) + " of " + std::to_string(pass_->visits().size()) + ", block " +
-                  quoted(name(pass_->visits()[pass_->cursor].block)) + ", was never acquired");
-    ++steps_;
-    record_metrics();
-    pass_.reset();
-    return;
-  }
-  pass_.reset();
-  leases_.clear();
+  if (!abandoned && pass_->cursor < pass_->visits().size())
+    wrong_state("end_step: visit " + std::to_string(pass_->cursor) + " of " + std::to_string(pass_->visits().size()) + ", block " +
+                quoted(name(pass_->visits()[pass_->cursor].block)) + ", was never acquired");
+  std::erase_if(leases_, [&](const auto& entry) { return entry.second.pass == pass_->number; });
   for (Slot& slot : memory_.slots) slot.users = 0;
+  ++steps_;
+  record_metrics();
+  pass_.reset();
   changed_.notify_all();
-  changed_.wait(lock, [&] { return !loading_; });
+  changed_.wait(lock, [&] { return !loading_; });  // only an abandoned pass can have a load under way
+}
+
+Session::Counters Session::counters() const {
+  Counters now = counters_;
+  now.nans = context_.nan_count;
+  now.infinite = context_.inf_count;
+  return now;
 }
 
 void Session::record_metrics() {
-  const Counters &now = counters_, &before = pass_->before;
+  const Counters now = counters();
+  const Counters& before = pass_->before;
   const auto wall = Clock::now() - pass_->start;
   constexpr double mib = 1024.0 * 1024.0;
   std::int64_t busy = 0;
@@ -156,11 +161,14 @@ void Session::record_metrics() {
   m.vram_used_mb = m.vram_reserved_mb = static_cast<double>(plan_.device_bytes) / mib;
   m.host_pool_in_use = busy;
   m.host_pool_free = static_cast<std::int64_t>(memory_.slots.size()) - busy;
+  m.nan_count = now.nans - before.nans;
+  m.inf_count = now.infinite - before.infinite;
   m.wall_ms = milliseconds(wall);
   m.slot_wait_ms = milliseconds(now.slot_wait - before.slot_wait);
   m.disk_read_bytes = static_cast<std::int64_t>(now.read_bytes - before.read_bytes);
   m.disk_read_ms = milliseconds(now.read - before.read);
   m.vram_peak_bytes = static_cast<std::int64_t>(plan_.device_bytes);
+  m.launches = static_cast<std::int64_t>(now.launches - before.launches);
   metrics_ = m;
 }
 
@@ -201,6 +209,7 @@ Weight Session::leased_weight(sq_lease id, std::uint32_t layer) {
     const std::lock_guard lock(mutex_);
     held(id);
     ++leases_.at(id).operations;
+    ++counters_.launches;
     pin = Pin(this, [self = shared_from_this(), id](void*) {
       const std::lock_guard unpin(self->mutex_);
       --self->leases_.at(id).operations;

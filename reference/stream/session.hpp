@@ -45,6 +45,7 @@ class Session : public std::enable_shared_from_this<Session> {
     std::uint32_t block = 0;
     std::optional<std::uint32_t> slot;         // none: a resident
     std::vector<std::vector<sq_part>> layers;  // parts bound to their place in memory
+    std::uint64_t pass = 0;                    // in which it was granted; 0: outside any (residents only)
     std::uint32_t operations = 0;              // running through this lease
   };
 
@@ -54,7 +55,8 @@ class Session : public std::enable_shared_from_this<Session> {
   };
 
   struct Counters {
-    std::uint64_t loads = 0, loaded_bytes = 0, read_bytes = 0, hits = 0, misses = 0, waits = 0, evictions = 0;
+    std::uint64_t loads = 0, loaded_bytes = 0, read_bytes = 0, hits = 0, misses = 0, waits = 0, evictions = 0, launches = 0;
+    std::int64_t nans = 0, infinite = 0;
     std::chrono::nanoseconds wait{}, copy{}, read{}, slot_wait{};
   };
 
@@ -64,6 +66,7 @@ class Session : public std::enable_shared_from_this<Session> {
     const SchedulePlan* schedule = nullptr;
     std::size_t cursor = 0;
     std::size_t prepared = 0;
+    bool complete() const { return prepared > cursor; }
     std::optional<Failure> failure;
     Clock::time_point start;
     Counters before;
@@ -75,6 +78,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void run();
   bool window_open() const;
   const Slot* blocking_slot(const sq_visit& visit) const;
+  bool take_from_slot();
   void prepare(std::unique_lock<std::mutex>& lock);
   void load(std::uint32_t block, std::byte* destination, Counters& spent);
   void evict(std::uint32_t block);
@@ -85,6 +89,7 @@ class Session : public std::enable_shared_from_this<Session> {
   const Lease& held(sq_lease lease) const;
   const std::string& name(std::uint32_t block) const { return plan_.blocks[block].name; }
   void wait_for_visit(std::unique_lock<std::mutex>& lock, const sq_visit& visit);
+  Counters counters() const;
   void record_metrics();
 
   sq_context& context_;
