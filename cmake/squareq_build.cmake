@@ -28,7 +28,9 @@ add_library(squareq_flags INTERFACE)
 # Contraction is off everywhere: the slab arithmetic rounds the product before the integer rounding (SQ-QNT-003).
 target_compile_options(squareq_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX,C>:-Wall -Wextra -Wpedantic -Wshadow -Werror -ffp-contract=off>
-  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>
+  # GCC 13's check takes every reference returned by a function of temporaries for dangling; GCC 12 does not know it.
+  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-dangling-reference>)
 if(SQUAREQ_SANITIZE)
   target_compile_options(squareq_flags INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(squareq_flags INTERFACE -fsanitize=address,undefined)

@@ -117,8 +117,8 @@ TEST_F(Quantize, MatchesTheHashedMatricesInEveryDtypeAndRowStride) {
       const Result got = dtype == "bf16"  ? quantize(SQ_BF16, to_bf16, stride, std::uint16_t{})
                          : dtype == "f16" ? quantize(SQ_F16, to_f16, stride, std::uint16_t{})
                                           : quantize(SQ_F32, [](float x) { return x; }, stride, float{});
-      EXPECT_EQ(sha256(got.q), golden.at("qweight_sha256")) << name;
-      EXPECT_EQ(sha256(got.scale), golden.at("scale_sha256")) << name;
+      EXPECT_EQ(sha256(got.q), golden.at("qweight_sha256").get<std::string>()) << name;
+      EXPECT_EQ(sha256(got.scale), golden.at("scale_sha256").get<std::string>()) << name;
       if (dtype != "f32") continue;
       const Result wide = quantize(SQ_F64, [](float x) { return static_cast<double>(x); }, stride, double{});
       EXPECT_EQ(wide.q, got.q) << name;
