@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -54,5 +55,8 @@ struct BuildResult {
 /// CFG_VALUE (name, pack_k, a prefix that no layer has), MD_ARCH, MD_TENSOR, MF_NAME, DT_WEIGHT_NONFINITE (layer, row and column),
 /// DT_BIAS_NONFINITE, IO_*, CFG_BACKEND.
 BuildResult build(const BuildOptions& options);
+
+/// What `squareq build --json` and the contract's format.build answer: paths, sizes, counts, signature, identity, warnings.
+nlohmann::ordered_json build_json(const BuildResult& result);
 
 }  // namespace squareq
