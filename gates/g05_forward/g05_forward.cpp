@@ -1,0 +1,11 @@
+#include "gates/g05_forward/g05_forward.hpp"
+
+namespace squareq::gates {
+
+void add_g05_forward(Cases& cases) {
+  g05::add_exact(cases);
+  g05::add_generic(cases);
+  g05::add_contract(cases);
+}
+
+}  // namespace squareq::gates

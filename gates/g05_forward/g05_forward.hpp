@@ -1,0 +1,14 @@
+// Gate 5: forward and input gradient of a quantized linear layer.
+#pragma once
+
+#include "gates/harness/linear.hpp"
+#include "gates/harness/linear_cases.hpp"
+#include "gates/harness/registry.hpp"
+
+namespace squareq::gates::g05 {
+
+void add_exact(Cases& cases);
+void add_generic(Cases& cases);
+void add_contract(Cases& cases);
+
+}  // namespace squareq::gates::g05

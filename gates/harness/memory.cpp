@@ -1,0 +1,147 @@
+#include "gates/harness/memory.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+namespace squareq::gates {
+namespace {
+
+constexpr std::uint64_t fence = 256;
+constexpr unsigned char fence_byte = 0xC3;
+constexpr unsigned char fresh_byte = 0xA5;
+
+bool intact(const unsigned char* fence_start) {
+  return std::all_of(fence_start, fence_start + fence, [](unsigned char b) { return b == fence_byte; });
+}
+
+std::uint64_t status_kib(const char* key) {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word)
+    if (word == key) {
+      std::uint64_t kib = 0;
+      status >> kib;
+      return kib * 1024;
+    }
+  return 0;
+}
+
+}  // namespace
+
+Meter::Meter() {
+  table_.size = sizeof table_;
+  table_.user = this;
+  table_.allocate = [](void* user, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle, const char* tag) {
+    return static_cast<Meter*>(user)->allocate(kind, bytes, alignment, tag);
+  };
+  table_.release = [](void* user, void* pointer, std::int32_t kind, std::uint64_t bytes, sq_stream_handle) {
+    static_cast<Meter*>(user)->release(pointer, kind, bytes);
+  };
+}
+
+Meter::~Meter() {
+  for (const auto& [pointer, base] : bases_) std::free(base);
+}
+
+void Meter::complain(const std::string& text) {
+  if (misuse_.empty()) misuse_ = text;
+}
+
+void* Meter::allocate(int kind, std::uint64_t bytes, std::uint64_t alignment, const char* tag) {
+  const std::lock_guard lock(mutex_);
+  const std::string name = tag ? tag : "untagged";
+  if (kind < 0 || kind >= kinds) {
+    complain("allocate('" + name + "'): unknown memory kind " + std::to_string(kind));
+    return nullptr;
+  }
+  if (!std::has_single_bit(alignment)) {
+    complain("allocate('" + name + "'): alignment " + std::to_string(alignment) + " is no power of two");
+    return nullptr;
+  }
+  if (refuse_from_ == 0) return nullptr;
+  if (refuse_from_ > 0) --refuse_from_;
+  const std::uint64_t align = std::max<std::uint64_t>(alignment, 64);
+  auto* base = static_cast<unsigned char*>(std::malloc(bytes + 2 * fence + align));
+  if (!base) return nullptr;
+  const auto address = (reinterpret_cast<std::uintptr_t>(base) + fence + align - 1) / align * align;
+  auto* block = base + (address - reinterpret_cast<std::uintptr_t>(base));
+  std::memset(block - fence, fence_byte, fence);
+  std::memset(block, fresh_byte, bytes);
+  std::memset(block + bytes, fence_byte, fence);
+  blocks_[block] = {bytes, kind, name};
+  bases_[block] = base;
+  ++allocations_;
+  const auto k = static_cast<std::size_t>(kind);
+  held_[k] += bytes;
+  peak_[k] = std::max(peak_[k], held_[k]);
+  total_ += bytes;
+  total_peak_ = std::max(total_peak_, total_);
+  return block;
+}
+
+void Meter::release(void* pointer, int kind, std::uint64_t bytes) {
+  if (!pointer) return;
+  const std::lock_guard lock(mutex_);
+  const auto found = blocks_.find(pointer);
+  if (found == blocks_.end()) return complain("release of memory that is not held");
+  const Block& block = found->second;
+  if (block.kind != kind || block.bytes != bytes)
+    complain("release('" + block.tag + "'): kind " + std::to_string(kind) + " and " + std::to_string(bytes) + " bytes, allocated as kind " +
+             std::to_string(block.kind) + " with " + std::to_string(block.bytes));
+  const auto* start = static_cast<const unsigned char*>(pointer);
+  if (!intact(start - fence) || !intact(start + block.bytes)) complain("'" + block.tag + "': wrote outside its allocation");
+  held_[static_cast<std::size_t>(block.kind)] -= block.bytes;
+  total_ -= block.bytes;
+  std::free(bases_.at(pointer));
+  bases_.erase(pointer);
+  blocks_.erase(found);
+}
+
+std::uint64_t Meter::held(int kind) const {
+  const std::lock_guard lock(mutex_);
+  return held_.at(static_cast<std::size_t>(kind));
+}
+std::uint64_t Meter::peak(int kind) const {
+  const std::lock_guard lock(mutex_);
+  return peak_.at(static_cast<std::size_t>(kind));
+}
+std::uint64_t Meter::held() const {
+  const std::lock_guard lock(mutex_);
+  return total_;
+}
+std::uint64_t Meter::peak() const {
+  const std::lock_guard lock(mutex_);
+  return total_peak_;
+}
+std::uint64_t Meter::allocations() const {
+  const std::lock_guard lock(mutex_);
+  return allocations_;
+}
+void Meter::reset_peaks() {
+  const std::lock_guard lock(mutex_);
+  peak_ = held_;
+  total_peak_ = total_;
+}
+void Meter::refuse_from(std::int64_t index) {
+  const std::lock_guard lock(mutex_);
+  refuse_from_ = index;
+}
+std::string Meter::misuse() const {
+  const std::lock_guard lock(mutex_);
+  return misuse_;
+}
+
+ResidentPeak::ResidentPeak() {
+  std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM to VmRSS
+  start_ = status_kib("VmHWM:");
+}
+
+std::uint64_t ResidentPeak::growth() const {
+  const std::uint64_t now = status_kib("VmHWM:");
+  return now > start_ ? now - start_ : 0;
+}
+
+}  // namespace squareq::gates

@@ -1,0 +1,26 @@
+// Every case of every gate. One function per gate folder adds that gate's cases; nothing registers itself behind anyone's back.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "gates/harness/case.hpp"
+
+namespace squareq::gates {
+
+using Cases = std::vector<Case>;
+
+void add_g00_format(Cases& cases);
+void add_g02_loading(Cases& cases);
+void add_g03_memory(Cases& cases);
+void add_g04_lora(Cases& cases);
+void add_g05_forward(Cases& cases);
+void add_g09_end_to_end(Cases& cases);
+
+/// All cases, by gate and then in the order of registration. Throws Error(INTERNAL) for a duplicate id or a case without a requirement.
+const Cases& all_cases();
+
+/// "format", "loading", ...: the gate's subject.
+std::string_view gate_subject(int gate);
+
+}  // namespace squareq::gates

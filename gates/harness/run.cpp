@@ -1,0 +1,124 @@
+// The run itself: select, run each case in a child, judge, report.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <regex>
+
+#include "gates/gates.hpp"
+#include "gates/harness/registry.hpp"
+#include "gates/harness/report.hpp"
+#include "gates/harness/run_case.hpp"
+#include "gates/harness/trial.hpp"
+#include "squareq/text.hpp"
+
+namespace squareq::gates {
+namespace {
+
+std::regex compile_filter(const std::string& filter) {
+  try {
+    return std::regex(filter, std::regex::ECMAScript);
+  } catch (const std::regex_error&) {
+    throw Error(Code::CFG_VALUE, "--filter is no valid regular expression: '" + printable(filter) + "'");
+  }
+}
+
+std::ofstream open_report(const std::filesystem::path& path) {
+  std::ofstream out(path, std::ios::binary);
+  if (!out) throw Error(Code::IO_ERROR, "cannot write '" + printable(path.string()) + "': " + std::strerror(errno), path.string());
+  return out;
+}
+
+void close_report(std::ofstream& out, const std::filesystem::path& path) {
+  out.close();
+  if (!out) throw Error(Code::IO_ERROR, "cannot write '" + printable(path.string()) + "': " + std::strerror(errno), path.string());
+}
+
+/// What keeps the case from running, empty if nothing does.
+std::string missing(const Case& c, const Description& description) {
+  for (const std::string& need : c.needs)
+    if (!description.offers(need)) return "the implementation does not offer " + need;
+  return {};
+}
+
+}  // namespace
+
+int run_gates(const GateOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::regex filter = compile_filter(options.filter);
+  const auto selected = [&](const Case& c) { return (!options.gate || *options.gate == c.gate) && std::regex_search(c.id, filter); };
+  if (std::none_of(all_cases().begin(), all_cases().end(), selected))
+    throw Error(Code::CFG_VALUE, "no gate case matches '" + printable(options.filter) + "'" + (options.gate ? " in gate " + std::to_string(*options.gate) : ""));
+  // Reports are opened first: an hour's run must not end at an unwritable path.
+  std::ofstream report, junit;
+  if (!options.report.empty()) report = open_report(options.report);
+  if (!options.junit.empty()) junit = open_report(options.junit);
+
+  Run run;
+  run.backend = options.backend;
+  run.seed = options.seed;
+  run.partial = options.gate.has_value() || !options.filter.empty();
+  std::optional<Subject> here;
+  if (options.fork) {
+    run.description = describe_in_child(options);
+  } else {
+    here.emplace(Subject::open(options));
+    run.description = here->describe();
+  }
+  if (!run.description.usable)
+    throw Error(Code::CFG_BACKEND, "backend '" + printable(options.backend) + "' cannot run here: " + printable(run.description.reason));
+  run.profiles = choose_profiles(options.profiles, run.description);
+
+  for (const Case& c : all_cases()) {
+    Result result{&c, {}, repro_line(options.backend, c.id, options.seed)};
+    if (!selected(c)) {
+      result.verdict.status = Status::not_run;
+    } else if (const std::string reason = missing(c, run.description); !reason.empty()) {
+      result.verdict.status = Status::not_supported;
+      result.verdict.message = reason;
+    } else {
+      result.verdict = here ? run_here(c, *here, run.description, options.seed) : run_in_child(c, options, run.description);
+      const bool good = result.verdict.status == Status::pass;
+      if (!options.quiet || !good)
+        fmt::print(stderr, "{:<13} gate {:>2}  {}{}{}\n", name_of(result.verdict.status), c.gate, c.id,
+                   good ? std::string() : "\n    " + printable(result.verdict.message, 2000), good ? std::string() : "\n    " + result.repro);
+    }
+    run.results.push_back(std::move(result));
+  }
+  judge(run);
+  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+  if (report.is_open()) {
+    write_jsonl(run, report);
+    close_report(report, options.report);
+  }
+  if (junit.is_open()) {
+    write_junit(run, junit);
+    close_report(junit, options.junit);
+  }
+  if (options.json)
+    fmt::print("{}\n", summary_line(run).dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace));
+  else
+    fmt::print("{}", summary_table(run));
+  std::fflush(stdout);
+  return run.good ? 0 : 1;
+}
+
+int list_cases(bool json) {
+  nlohmann::ordered_json cases = nlohmann::ordered_json::array();
+  for (const Case& c : all_cases()) {
+    if (json)
+      cases.push_back({{"gate", c.gate}, {"case", c.id}, {"kind", name_of(c.kind)}, {"requirements", c.requirements}, {"needs", c.needs}, {"hunts", c.hunts}});
+    else
+      fmt::print("gate {:>2}  {:<12}  {:<52}  {}\n", c.gate, name_of(c.kind), c.id, fmt::join(c.requirements, " "));
+  }
+  if (json) fmt::print("{}\n", nlohmann::ordered_json{{"cases", cases}}.dump(2));
+  std::fflush(stdout);
+  return 0;
+}
+
+}  // namespace squareq::gates

@@ -1,0 +1,48 @@
+// `squareq gates`: runs the conformance suite against a backend. A thin layer over gates/gates.hpp.
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gates/gates.hpp"
+#include "squareq/builder/format_group.hpp"
+#include "squareq/cli/command.hpp"
+
+namespace squareq::cli {
+
+void add_gates_command(CLI::App& app, const Common& common, int& status) {
+  CLI::App* command = app.add_subcommand("gates", "Run the conformance suite (gates 0-15) against a backend");
+  struct Flags {
+    gates::GateOptions options;
+    int gate = -1;
+    bool list = false, no_fork = false;
+  };
+  const auto flags = std::make_shared<Flags>();
+  gates::GateOptions& options = flags->options;
+  command->add_option("--profile", options.profiles, "profile to insist on: format, linear, lora-training, module, streaming (default: all that the backend's groups allow)");
+  command->add_option("--filter", options.filter, "only cases whose id matches this regular expression; such a run is partial and never says conformant");
+  command->add_option("--gate", flags->gate, "only this gate")->check(CLI::Range(0, 15));
+  command->add_option("--seed", options.seed, "seed of all random data")->capture_default_str();
+  command->add_option("--timeout", options.timeout_s, "seconds per case, at most")->check(CLI::Range(1, 3600));
+  command->add_option("--report", options.report, "write one JSON line per case and a summary line");
+  command->add_option("--junit", options.junit, "write JUnit XML");
+  command->add_flag("--list", flags->list, "print every case with its requirement ids and run nothing");
+  command->add_flag("--no-fork", flags->no_fork, "run cases in this process, for a debugger");
+  command->callback([flags, &common, &status] {
+    gates::GateOptions& o = flags->options;
+    if (flags->list) {
+      status = gates::list_cases(common.json);
+      return;
+    }
+    o.backend = resolve_backend(common);
+    o.format = format_implementation();
+    if (flags->gate >= 0) o.gate = flags->gate;
+    o.fork = !flags->no_fork;
+    o.json = common.json;
+    o.quiet = common.quiet;
+    status = gates::run_gates(o);
+  });
+}
+
+}  // namespace squareq::cli
