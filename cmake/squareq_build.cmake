@@ -17,8 +17,10 @@ set(CMAKE_C_FLAGS_RELEASE "-O2 -g1")
 
 find_program(SQUAREQ_CCACHE ccache)
 if(SQUAREQ_CCACHE)
-  # The sloppiness is what ccache needs to cache files that use a precompiled header.
-  set(launcher ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${SQUAREQ_CCACHE})
+  # The sloppiness is what ccache needs to cache files that use a precompiled header; without the folder in the hash, presets with the
+  # same flags share objects.
+  set(launcher ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+    CCACHE_NOHASHDIR=1 ${SQUAREQ_CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${SQUAREQ_CCACHE})
