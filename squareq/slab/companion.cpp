@@ -211,7 +211,8 @@ std::optional<Companion> Companion::open(const std::filesystem::path& path, Repo
     return value ? *value : std::string();
   };
   const std::string integrity = text(integrity_key), own = text(companion_integrity_key);
-  Companion companion{std::move(*file), {}, {}, text(architecture_key), text(source_key)};
+  std::string architecture = text(architecture_key), source = text(source_key);
+  Companion companion{std::move(*file), {}, {}, std::move(architecture), std::move(source)};
   if (integrity.empty()) found.add(Code::MF_INTEGRITY, "the companion has no " + std::string(integrity_key), name);
   else if (auto record = parse_integrity(integrity, found, name)) companion.integrity = std::move(*record);
   if (!own.empty()) {
