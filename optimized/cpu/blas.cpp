@@ -16,6 +16,8 @@ int openblas_get_num_threads(void) __attribute__((weak));
 namespace squareq::cpu {
 namespace {
 
+constexpr std::int64_t kDepth = 256;
+
 CBLAS_TRANSPOSE cblas_op(Op op) { return op == Op::none ? CblasNoTrans : CblasTrans; }
 
 /// A matrix of one row may come with any stride; BLAS still checks its leading dimension.
@@ -25,8 +27,17 @@ int leading(std::int64_t ld, std::int64_t columns) { return static_cast<int>(std
 
 void sgemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a, std::int64_t lda, const float* b,
            std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-  cblas_sgemm(CblasRowMajor, cblas_op(op_a), cblas_op(op_b), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), alpha, a,
-              leading(lda, op_a == Op::none ? k : m), b, leading(ldb, op_b == Op::none ? n : k), beta, c, leading(ldc, n));
+  // OpenBLAS cuts a deep sum at places that depend on its thread count, a sum of up to 256 terms nowhere: cut it here, always alike.
+  const std::int64_t lda_checked = leading(lda, op_a == Op::none ? k : m);
+  const std::int64_t ldb_checked = leading(ldb, op_b == Op::none ? n : k);
+  const std::int64_t pieces = (k + kDepth - 1) / kDepth;
+  const std::int64_t depth = (k + pieces - 1) / pieces;
+  for (std::int64_t begin = 0; begin < k; begin += depth) {
+    const std::int64_t size = std::min(depth, k - begin);
+    cblas_sgemm(CblasRowMajor, cblas_op(op_a), cblas_op(op_b), static_cast<int>(m), static_cast<int>(n), static_cast<int>(size), alpha,
+                a + begin * (op_a == Op::none ? 1 : lda_checked), static_cast<int>(lda_checked), b + begin * (op_b == Op::none ? ldb_checked : 1),
+                static_cast<int>(ldb_checked), begin == 0 ? beta : 1.0f, c, leading(ldc, n));
+  }
 }
 
 BlasThreads::BlasThreads(unsigned threads) {

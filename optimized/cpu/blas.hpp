@@ -2,7 +2,7 @@
 //
 // Threads are the library's own, set up by whoever owns the process: OpenBLAS keeps one count for the whole process, and libtorch
 // uses the same library. Where the host asks for a number of threads (sq_host.threads) that differs from that count, it is set
-// for the length of one call and put back. Results do not depend on it: OpenBLAS splits rows and columns, never the sum.
+// for the length of one call and put back. Results do not depend on it (SQ-NUM-004): see sgemm.
 #pragma once
 
 #include <cstdint>

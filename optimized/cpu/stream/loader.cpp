@@ -199,7 +199,7 @@ void StreamSession::evict(std::uint32_t index) {
   Place& place = places_[index];
   if (place.block == kNothing || !place.ready) return;
   transition(place.block, SQ_EVICTING);
-  transition(place.block, master_.data() != nullptr ? SQ_HOST_STAGED : SQ_UNLOADED);
+  transition(place.block, SQ_UNLOADED);  // also with a host master: a block that just leaves makes no failure transition (SQ-STR-011)
   place.block = kNothing;
   place.ready = false;
   ++stats_.evictions;

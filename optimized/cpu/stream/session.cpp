@@ -64,8 +64,6 @@ void StreamSession::close() {
     transition(place.block, SQ_UNLOADED);
     place.block = kNothing;
   }
-  for (std::uint32_t b = 0; b < state_.size(); ++b)
-    if (state_[b] == SQ_HOST_STAGED) transition(b, SQ_UNLOADED);
 }
 
 void StreamSession::check_open() const {
