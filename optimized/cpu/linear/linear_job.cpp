@@ -116,6 +116,7 @@ ForwardJob prepare_forward(Context& context, const sq_linear_forward_args& args)
   job.h = check_matrix(args.h, "h", w.name, {{SQ_F32}, job.rows, job.lora.rank, Use::output});
   const bool converts = job.int8 || !job.x.direct();
   job.tiles = tile_sizes(job.rows, w.out, w.in, converts || !job.y.direct() || job.int8, converts, !job.y.direct() || job.int8);
+  if (job.int8 && job.x) job.tiles.m = even_tile(job.rows, std::clamp<std::int64_t>(4 * kActivationTile / w.in, 1, kBufferedRows));  // its codes: 4 MiB
   return job;
 }
 
