@@ -1,4 +1,4 @@
-// Opening a file that another file named (a shard of an index): the name may not lead out of its folder (SQ-FMT-080).
+// Opening a file that another file named (a shard of an index): the name may not lead out of its folder (SQ-FMT-092).
 #pragma once
 
 #include <filesystem>

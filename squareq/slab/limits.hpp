@@ -1,4 +1,4 @@
-// Caps that hold before any allocation (spec/20-slab-format.md, SQ-FMT-060 to 066).
+// Caps that hold before any allocation (spec/20-slab-format.md, SQ-FMT-011, 017, 029, 041, 048).
 #pragma once
 
 #include <cstddef>

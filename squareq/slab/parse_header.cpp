@@ -15,8 +15,10 @@ namespace {
 
 class HeaderHandler final : public StrictJson {
  public:
-  HeaderHandler(std::size_t text_bytes, Report& report, const std::string& file) : report_(report), file_(file) {
-    header.tensors.reserve(text_bytes / limits::smallest_record_bytes + 1);
+  HeaderHandler(std::string_view text, Report& report, const std::string& file) : report_(report), file_(file) {
+    // One allocation, and never more records than the text can hold.
+    const auto braces = static_cast<std::size_t>(std::count(text.begin(), text.end(), '{'));
+    header.tensors.reserve(std::min(braces, text.size() / limits::smallest_record_bytes + 1));
   }
 
   Header header;
@@ -230,7 +232,7 @@ std::optional<Header> parse_header(std::span<const std::byte> bytes, std::uint64
   if (!text_is_clean(text, report, file)) return std::nullopt;
 
   Report found;
-  HeaderHandler handler(text.size(), found, file);
+  HeaderHandler handler(text, found, file);
   if (const auto failure = handler.scan(text)) {
     if (failure->syntax)
       report.add(Code::ST_JSON, "the header is not valid JSON at byte " + std::to_string(failure->position), file);

@@ -1,4 +1,4 @@
-// Reads an untrusted manifest (SQ-FMT-041 to 058): every key, its type, its domain, and what the keys say about each other.
+// Reads an untrusted manifest (SQ-FMT-041 to 056): every key, its type, its domain, and what the keys say about each other.
 
 #include <algorithm>
 #include <array>

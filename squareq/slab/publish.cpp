@@ -1,4 +1,4 @@
-// Puts a finished build in place (SQ-FMT-070 to 077).
+// Puts a finished build in place (SQ-FMT-093 to 096).
 
 #include <fcntl.h>
 #include <unistd.h>

@@ -1,4 +1,4 @@
-// The third file: records, pairing, checksums. SQ-FMT-085 to 099.
+// The third file: records, pairing, checksums. SQ-FMT-080 to 085.
 
 #include <gtest/gtest.h>
 

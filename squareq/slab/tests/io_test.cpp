@@ -1,5 +1,5 @@
 // Files that are not files, files that change, and the writer's promises under kill, full disks and refused renames.
-// SQ-FMT-070 to 084; situations of spec/70-errors.md.
+// SQ-FMT-090 to 096; situations of spec/70-errors.md.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-// Every manifest rule with an input that breaks it. SQ-FMT-041 to 058.
+// Every manifest rule with an input that breaks it. SQ-FMT-041 to 057.
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-// Tensors against manifest, numbers, and the companion. SQ-FMT-060 to 095.
+// Tensors against manifest, numbers, and the companion. SQ-FMT-060 to 072.
 
 #include <gtest/gtest.h>
 

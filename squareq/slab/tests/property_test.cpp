@@ -1,5 +1,5 @@
 // Properties that hold for every input: write(read(x)) == x, read(write(t)) == t, accepted headers obey the reference's rules, and the
-// promises about memory and time. SQ-FMT-029, 030, 060 to 066.
+// promises about memory and time. SQ-FMT-029, 030, 036.
 
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
