@@ -29,7 +29,8 @@ constexpr std::array<KeyRule, top_keys> top_rules = {{
 }};
 
 using enum ParsedManifest::Field;
-constexpr std::array<KeyRule, layer_keys> layer_rules = {{
+constexpr std::size_t key_count = ParsedManifest::layer_keys;
+constexpr std::array<KeyRule, key_count> layer_rules = {{
     {"canonical_name", Type::string}, {"qweight_key", Type::string}, {"scale_key", Type::string}, {"zero_point_key", Type::string},
     {"bias_key", Type::string_or_null}, {"orig_shape", Type::shape}, {"packed_shape", Type::shape}, {"pad_k", Type::integer},
     {"quant_bits", Type::integer}, {"quant_scheme", Type::string}, {"quant_axis", Type::integer}, {"dtype_qweight", Type::string},
@@ -129,7 +130,7 @@ class ManifestHandler final : public StrictJson {
       if (top_ == top_keys) report_.add(Code::MF_UNKNOWN_FIELD, "the manifest has an unknown key " + in_quotes(key), file_);
     } else if (depth == 3 && in_layer_) {
       key_ = find_rule(layer_rules, key);
-      if (key_ == layer_keys) report_.add(Code::MF_UNKNOWN_FIELD, layer_text() + " has an unknown key " + in_quotes(key), file_, layer_.fields.canonical_name);
+      if (key_ == key_count) report_.add(Code::MF_UNKNOWN_FIELD, layer_text() + " has an unknown key " + in_quotes(key), file_, layer_.fields.canonical_name);
     }
   }
 
@@ -204,7 +205,7 @@ class ManifestHandler final : public StrictJson {
     layer_ = {};
     layer_seen_ = {};
     in_layer_ = v.kind == Kind::object;
-    key_ = layer_keys;
+    key_ = key_count;
     layer_start_ = position();
     if (!in_layer_) bad(Code::MF_TYPE, "layer number " + std::to_string(layers_seen_) + " is " + std::string(kind_name(v.kind)) + ", not an object");
   }
@@ -212,7 +213,7 @@ class ManifestHandler final : public StrictJson {
   void good() { layer_.good |= 1u << key_; }
 
   void layer_value(JsonValue& v) {
-    if (key_ == layer_keys) return;
+    if (key_ == key_count) return;
     const KeyRule& rule = layer_rules[key_];
     layer_seen_[key_] = true;
     layer_.good &= ~(1u << key_);
@@ -293,7 +294,7 @@ class ManifestHandler final : public StrictJson {
 
   void finish_layer() {
     in_layer_ = false;
-    for (std::size_t i = 0; i < layer_keys; ++i)
+    for (std::size_t i = 0; i < key_count; ++i)
       if (!layer_seen_[i]) layer_bad(Code::MF_MISSING, layer_text() + " has no " + std::string(layer_rules[i].name));
     check_shapes();
     if (position() - layer_start_ >= smallest_kept_layer) return parsed.layers.push_back(std::move(layer_));
@@ -365,8 +366,8 @@ class ManifestHandler final : public StrictJson {
   std::optional<std::uint64_t> layer_count_, total_bytes_;
   std::uint64_t layers_seen_ = 0;
   ParsedManifest::Layer layer_;
-  std::array<bool, layer_keys> layer_seen_{};
-  std::size_t key_ = layer_keys;
+  std::array<bool, key_count> layer_seen_{};
+  std::size_t key_ = key_count;
   std::size_t layer_start_ = 0;
   bool in_layer_ = false, in_shape_ = false, shape_good_ = true;
   std::size_t shape_count_ = 0;
