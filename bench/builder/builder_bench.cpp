@@ -27,7 +27,8 @@ std::uint64_t peak_resident_bytes() {
 void measure(const fs::path& model, const fs::path& out, const std::string& backend, unsigned threads, bool keep) {
   std::vector<fs::path> files;
   std::uint64_t source_bytes = 0;
-  for (const SafetensorsFile& file : Checkpoint::open(model).files()) {
+  const Checkpoint source = Checkpoint::open(model);
+  for (const SafetensorsFile& file : source.files()) {
     files.push_back(file.path());
     source_bytes += file.header().file_bytes;
   }
