@@ -13,9 +13,9 @@ constexpr bool resident_memory_is_meaningful = false;  // the sanitizer's quaran
 constexpr bool resident_memory_is_meaningful = true;
 #endif
 
-/// Workspace that one call may hold, beyond what grows with the activations: an eighth of the float weight of the layers measured here, so
-/// neither the float matrix nor its bf16 half fits.
-constexpr double workspace_share = 0.125;
+/// Workspace that one call may hold: a quarter of the float weight of a 4096 x 4096 layer, so that a bounded tile fits and neither the float
+/// matrix nor its bf16 half does.
+constexpr double workspace_share = 0.25;
 
 Problem large_problem(Trial& trial, std::int64_t size, std::int64_t rank) {
   Random random = trial.random("data");
@@ -36,7 +36,7 @@ Problem large_problem(Trial& trial, std::int64_t size, std::int64_t rank) {
 double float_weight_bytes(const Problem& p) { return 4.0 * static_cast<double>(p.layer.n) * static_cast<double>(p.layer.k); }
 
 void run_workspace(Trial& trial, bool with_backward) {
-  Problem p = large_problem(trial, 2048, with_backward ? 8 : 0);
+  Problem p = large_problem(trial, 4096, with_backward ? 8 : 0);
   Guarded dy("dy", Role::in, SQ_F32, {p.m, p.layer.n});
   dy.fill(0.5);
   Instance& instance = trial.instance();

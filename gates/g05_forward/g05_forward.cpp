@@ -1,11 +1,14 @@
 #include "gates/g05_forward/g05_forward.hpp"
 
+#include "gates/harness/linear_vectors.hpp"
+
 namespace squareq::gates {
 
 void add_g05_forward(Cases& cases) {
   g05::add_exact(cases);
   g05::add_generic(cases);
   g05::add_contract(cases);
+  add_linear_vectors(cases, 5);
 }
 
 }  // namespace squareq::gates

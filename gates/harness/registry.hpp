@@ -16,6 +16,7 @@ void add_g03_memory(Cases& cases);
 void add_g04_lora(Cases& cases);
 void add_g05_forward(Cases& cases);
 void add_g09_end_to_end(Cases& cases);
+void add_g15_telemetry(Cases& cases);
 
 /// All cases, by gate and then in the order of registration. Throws Error(INTERNAL) for a duplicate id or a case without a requirement.
 const Cases& all_cases();

@@ -63,11 +63,15 @@ int run_gates(const GateOptions& options) {
   run.seed = options.seed;
   run.partial = options.gate.has_value() || !options.filter.empty();
   std::optional<Subject> here;
-  if (options.fork) {
-    run.description = describe_in_child(options);
-  } else {
-    here.emplace(Subject::open(options));
-    run.description = here->describe();
+  try {
+    if (!options.fork) here.emplace(Subject::open(options));
+    run.description = here ? here->describe() : describe_in_child(options);
+  } catch (const Error& error) {
+    // An implementation that cannot even describe itself offers nothing: that is a verdict, not a wrong command line.
+    if (error.code() != Code::INTERNAL) throw;
+    fmt::print(stderr, "{}\n", printable(error.what(), 400));
+    run.description = {};
+    run.description.name = options.backend;
   }
   if (!run.description.usable)
     throw Error(Code::CFG_BACKEND, "backend '" + printable(options.backend) + "' cannot run here: " + printable(run.description.reason));
