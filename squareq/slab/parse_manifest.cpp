@@ -8,6 +8,7 @@
 #include "squareq/slab/limits.hpp"
 #include "squareq/slab/manifest.hpp"
 #include "squareq/slab/strict_json.hpp"
+#include "squareq/slab/version.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq {
@@ -64,30 +65,6 @@ std::optional<std::uint64_t> natural(const JsonValue& v) {
   if (v.kind == Kind::natural) return v.natural;
   if (v.negative == 0) return 0;
   return std::nullopt;
-}
-
-// MAJOR.MINOR.PATCH without leading zeros, so that components compare by length and then as text; empty when malformed.
-std::vector<std::string> version_parts(std::string_view text) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == '.') parts.emplace_back();
-    else if (c >= '0' && c <= '9') parts.back() += c;
-    else return {};
-  }
-  if (parts.size() != 3) return {};
-  for (std::string& part : parts) {
-    if (part.empty()) return {};
-    part.erase(0, std::min(part.find_first_not_of('0'), part.size() - 1));
-  }
-  return parts;
-}
-
-bool newer(const std::vector<std::string>& a, const std::vector<std::string>& b) {
-  for (std::size_t i = 0; i < 3; ++i) {
-    if (a[i].size() != b[i].size()) return a[i].size() > b[i].size();
-    if (a[i] != b[i]) return a[i] > b[i];
-  }
-  return false;
 }
 
 std::string shape_of(const std::array<std::uint64_t, 2>& s) { return "[" + std::to_string(s[0]) + ", " + std::to_string(s[1]) + "]"; }
