@@ -167,7 +167,7 @@ class ManifestHandler final : public StrictJson {
   void runtime_value(const std::string& text) {
     const auto wanted = version_parts(text);
     if (wanted.empty()) bad(Code::MF_RUNTIME, "min_runtime_version " + in_quotes(text) + " is not MAJOR.MINOR.PATCH");
-    else if (newer(wanted, version_parts(slab_runtime_version)))
+    else if (is_newer_version(wanted, version_parts(slab_runtime_version)))
       bad(Code::MF_RUNTIME, "the slab needs runtime version " + in_quotes(text) + "; this is " + std::string(slab_runtime_version));
   }
 

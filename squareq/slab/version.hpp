@@ -25,7 +25,7 @@ inline std::vector<std::string> version_parts(std::string_view text) {
 }
 
 /// Both of three parts.
-inline bool newer(const std::vector<std::string>& a, const std::vector<std::string>& b) {
+inline bool is_newer_version(const std::vector<std::string>& a, const std::vector<std::string>& b) {
   for (std::size_t i = 0; i < 3; ++i) {
     if (a[i].size() != b[i].size()) return a[i].size() > b[i].size();
     if (a[i] != b[i]) return a[i] > b[i];
