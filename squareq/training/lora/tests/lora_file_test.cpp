@@ -22,7 +22,8 @@ nlohmann::json load(const std::string& name) {
 
 LoraNames tiny() {
   std::vector<TensorShape> tensors;
-  for (const auto& [name, shape] : load("tiny.keys.json").items()) tensors.push_back({name, shape.get<std::vector<std::uint64_t>>()});
+  const auto keys = load("tiny.keys.json");
+  for (const auto& [name, shape] : keys.items()) tensors.push_back({name, shape.get<std::vector<std::uint64_t>>()});
   const auto architecture = recognise(tensors);
   EXPECT_TRUE(architecture.has_value());
   return LoraNames(*architecture);
@@ -207,7 +208,8 @@ TEST(LoraFile, FluxDevKeysAreThePublishedOnes) {  // SQ-TRN-032
   options.format = LoraFormat::comfy;
   write_lora(where / "dev.comfy.safetensors", fused, names, options);
   const SafetensorsFile comfy = SafetensorsFile::open(where / "dev.comfy.safetensors");
-  for (const auto& [key, shape] : load("flux1-dev.comfy-native.r16.json").items()) EXPECT_NE(comfy.header().find(key), nullptr) << key;
+  const auto native = load("flux1-dev.comfy-native.r16.json");
+  for (const auto& [key, shape] : native.items()) EXPECT_NE(comfy.header().find(key), nullptr) << key;
 }
 
 TEST(LoraFile, HeadersHoldWhatOtherToolsRead) {  // SQ-TRN-037

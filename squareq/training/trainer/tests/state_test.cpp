@@ -145,8 +145,10 @@ TEST(Checkpoint, ReadsBackExactlyAndKeepsTwo) {  // SQ-TRN-050
   EXPECT_EQ(c.identity.layers, example(30).identity.layers);
   EXPECT_EQ(c.identity.settings, example(30).identity.settings);
   for (const CheckpointTensor& t : c.tensors)
-    for (const CheckpointTensor& want : example(30).tensors)
-      if (t.name == want.name) EXPECT_EQ(std::memcmp(t.values.data(), want.values.data(), 24), 0) << t.name;
+    for (const CheckpointTensor& want : example(30).tensors) {
+      if (t.name != want.name) continue;
+      EXPECT_EQ(std::memcmp(t.values.data(), want.values.data(), 24), 0) << t.name;
+    }
 }
 
 TEST(Checkpoint, EveryTruncationIsFoundAndThePreviousOneUsed) {  // SQ-TRN-052
