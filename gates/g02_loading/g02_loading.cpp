@@ -8,6 +8,7 @@ void add_g02_loading(Cases& cases) {
   g02::add_quantize(cases);
   g02::add_dequantize(cases);
   g02::add_lease(cases);
+  g02::add_module(cases);
   add_linear_vectors(cases, 2);
 }
 

@@ -8,5 +8,6 @@ namespace squareq::gates::g02 {
 void add_quantize(Cases& cases);
 void add_dequantize(Cases& cases);
 void add_lease(Cases& cases);
+void add_module(Cases& cases);
 
 }  // namespace squareq::gates::g02

@@ -1,5 +1,7 @@
 // Gate 3: no float weight, measured. The published tests look at attributes; a forward may still build the whole matrix. Here every byte that
 // an implementation asks for is counted, and what it takes behind the allocator's back shows in the process's resident memory.
+#include "gates/g03_memory/g03_memory.hpp"
+
 #include "gates/harness/linear.hpp"
 #include "gates/harness/registry.hpp"
 #include "gates/harness/stream.hpp"
@@ -176,6 +178,7 @@ void add_g03_memory(Cases& cases) {
   cases.push_back({3, "memory.resident.backward", Kind::property, {"SQ-LIN-047", "SQ-CNV-007"}, both, "a float weight kept for backward", [](Trial& t) { run_resident_memory(t, true); }});
   cases.push_back({3, "memory.refused", Kind::property, {"SQ-LIN-046", "SQ-CNV-003"}, {"linear", "lora", "operation:linear_forward"}, "a failed allocation that crashes, or leaves half a result", run_refused_memory});
   cases.push_back({3, "memory.stream_bytes", Kind::property, {"SQ-STR-033", "SQ-STR-037", "SQ-STR-038"}, {"stream"}, "weights over budget, growth during passes", run_stream_bytes});
+  g03::add_module(cases);
 }
 
 }  // namespace squareq::gates

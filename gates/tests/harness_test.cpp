@@ -230,7 +230,7 @@ TEST(Report, repro_line_selects_exactly_its_case) {  // SQ-CNF-033
 }
 
 TEST(Registry, cases_are_well_formed) {  // SQ-CNF-001, SQ-CNF-002
-  const std::regex slug("[a-zA-Z0-9_]+(\\.[a-zA-Z0-9_]+)*"), requirement("SQ-[A-Z]{3}-[0-9]{3}");
+  const std::regex slug("[a-zA-Z0-9_-]+(\\.[a-zA-Z0-9_-]+)*"), requirement("SQ-[A-Z]{3}-[0-9]{3}");
   for (const Case& c : all_cases()) {
     EXPECT_TRUE(std::regex_match(c.id, slug)) << c.id;
     EXPECT_FALSE(c.hunts.empty()) << c.id;

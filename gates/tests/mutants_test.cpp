@@ -28,8 +28,9 @@ void PrintTo(const Mutant& m, std::ostream* out) { *out << m.name << ", to be ki
 
 std::vector<Mutant> all_mutants() {
   std::ifstream file(SQUAREQ_SOURCE_DIR "/gates/mutants/mutants.json");
+  const json object = json::parse(file);
   std::vector<Mutant> out;
-  for (const json& m : json::parse(file)["mutants"]) out.push_back({m["name"], m["killer"], m.value("status", "fail")});
+  for (const json& m : object["mutants"]) out.push_back({m["name"], m["killer"], m.value("status", "fail")});
   return out;
 }
 

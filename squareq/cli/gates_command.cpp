@@ -8,6 +8,9 @@
 #include "gates/gates.hpp"
 #include "squareq/builder/format_group.hpp"
 #include "squareq/cli/command.hpp"
+#ifdef SQUAREQ_WITH_TORCH
+#include "squareq/training/modules/module_group.hpp"
+#endif
 
 namespace squareq::cli {
 
@@ -37,6 +40,9 @@ void add_gates_command(CLI::App& app, const Common& common, int& status) {
     }
     o.backend = resolve_backend(common);
     o.format = format_implementation();
+#ifdef SQUAREQ_WITH_TORCH
+    o.module = training::module_implementation();
+#endif
     if (flags->gate >= 0) o.gate = flags->gate;
     o.fork = !flags->no_fork;
     o.json = common.json;
