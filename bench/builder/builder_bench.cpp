@@ -52,10 +52,12 @@ void measure(const fs::path& model, const fs::path& out, const std::string& back
   forget_source();
   const double read = read_seconds(files);
   const double write = write_seconds(out / "plain.bin", r.slab_bytes + r.companion_bytes);
-  const nlohmann::ordered_json answer = {
-      {"bench", "builder"}, {"architecture", r.architecture ? r.architecture->id() : "none"}, {"backend", backend}, {"layers", r.layers}, {"source_bytes", source_bytes},
-      {"written_bytes", r.slab_bytes + r.companion_bytes}, {"build_s", r.seconds}, {"plain_read_s", read}, {"plain_write_s", write},
-      {"ratio", r.seconds / (read + write)}, {"peak_resident_bytes", peak}};
+  const nlohmann::ordered_json answer = {{"bench", "builder"},           {"architecture", r.architecture ? r.architecture->id() : "none"},
+                                         {"backend", backend},           {"layers", r.layers},
+                                         {"source_bytes", source_bytes}, {"written_bytes", r.slab_bytes + r.companion_bytes},
+                                         {"build_s", r.seconds},         {"plain_read_s", read},
+                                         {"plain_write_s", write},       {"ratio", r.seconds / (read + write)},
+                                         {"peak_resident_bytes", peak}};
   fmt::print("{}\n", answer.dump());
 }
 

@@ -63,7 +63,8 @@ std::uint64_t generate(const std::string& id, const std::filesystem::path& folde
   std::vector<std::uint16_t> chunk(chunk_elements);
   nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", nlohmann::ordered_json::object()}};
   for (unsigned part = 0; part < shards; ++part) {
-    const std::string name = shards == 1 ? "diffusion_pytorch_model.safetensors" : fmt::format("diffusion_pytorch_model-{:05}-of-{:05}.safetensors", part + 1, shards);
+    const std::string name = shards == 1 ? "diffusion_pytorch_model.safetensors"
+                                         : fmt::format("diffusion_pytorch_model-{:05}-of-{:05}.safetensors", part + 1, shards);
     SafetensorsWriter writer(folder / name, parts[part], {{"format", "pt"}});
     for (const TensorSpec& t : parts[part]) {
       index["weight_map"][t.name] = name;

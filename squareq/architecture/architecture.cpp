@@ -64,7 +64,8 @@ std::vector<Problem> Architecture::check(std::span<const TensorShape> tensors, c
       add("tensor " + expected.name + " " + text(expected.shape) + " is missing", expected.name);
       continue;
     }
-    if (*at->second != expected.shape) add("tensor " + expected.name + " is " + text(*at->second) + ", expected " + text(expected.shape), expected.name);
+    if (*at->second != expected.shape)
+      add("tensor " + expected.name + " is " + text(*at->second) + ", expected " + text(expected.shape), expected.name);
     found.erase(at);
   }
   for (const TensorShape& t : tensors)
@@ -74,12 +75,25 @@ std::vector<Problem> Architecture::check(std::span<const TensorShape> tensors, c
 
 std::string Architecture::json(std::string_view config_json) const {
   const ArchitectureConfig& c = data_->config;
-  nlohmann::ordered_json record = {
-      {"id", data_->id}, {"family", data_->family}, {"scheme", data_->scheme}, {"published", data_->published},
-      {"config", {{"hidden", c.hidden}, {"heads", c.heads}, {"head_dim", c.head_dim}, {"mlp_hidden", c.mlp_hidden},
-                  {"in_channels", c.in_channels}, {"out_channels", c.out_channels}, {"context_dim", c.context_dim},
-                  {"pooled_dim", c.pooled_dim}, {"patch_size", c.patch_size}, {"rope_axes", c.rope_axes}, {"rope_theta", c.rope_theta},
-                  {"guidance", c.guidance}, {"qk_norm", c.qk_norm}, {"depths", c.depths}}}};
+  nlohmann::ordered_json record = {{"id", data_->id},
+                                   {"family", data_->family},
+                                   {"scheme", data_->scheme},
+                                   {"published", data_->published},
+                                   {"config",
+                                    {{"hidden", c.hidden},
+                                     {"heads", c.heads},
+                                     {"head_dim", c.head_dim},
+                                     {"mlp_hidden", c.mlp_hidden},
+                                     {"in_channels", c.in_channels},
+                                     {"out_channels", c.out_channels},
+                                     {"context_dim", c.context_dim},
+                                     {"pooled_dim", c.pooled_dim},
+                                     {"patch_size", c.patch_size},
+                                     {"rope_axes", c.rope_axes},
+                                     {"rope_theta", c.rope_theta},
+                                     {"guidance", c.guidance},
+                                     {"qk_norm", c.qk_norm},
+                                     {"depths", c.depths}}}};
   if (!config_json.empty()) record["config_json"] = nlohmann::ordered_json::parse(config_json);
   return record.dump();
 }

@@ -25,14 +25,14 @@ struct TensorShape {
 
 /// Sizes of a model. 0 or empty: the architecture has no such size, or the keys do not tell (rope_axes of an unusual head_dim).
 struct ArchitectureConfig {
-  std::int64_t hidden = 0;        ///< channels of the token stream (SDXL: of the first level)
-  std::int64_t heads = 0;         ///< hidden / head_dim
-  std::int64_t head_dim = 0;      ///< length of the qk-norm where there is one
-  std::int64_t mlp_hidden = 0;    ///< width of the MLP's second linear's input
-  std::int64_t in_channels = 0;   ///< features of one token or latent channels
+  std::int64_t hidden = 0;       ///< channels of the token stream (SDXL: of the first level)
+  std::int64_t heads = 0;        ///< hidden / head_dim
+  std::int64_t head_dim = 0;     ///< length of the qk-norm where there is one
+  std::int64_t mlp_hidden = 0;   ///< width of the MLP's second linear's input
+  std::int64_t in_channels = 0;  ///< features of one token or latent channels
   std::int64_t out_channels = 0;
-  std::int64_t context_dim = 0;   ///< features of encoder_hidden_states
-  std::int64_t pooled_dim = 0;    ///< features of pooled_projections (SDXL: of the added embedding)
+  std::int64_t context_dim = 0;  ///< features of encoder_hidden_states
+  std::int64_t pooled_dim = 0;   ///< features of pooled_projections (SDXL: of the added embedding)
   std::int64_t patch_size = 1;
   std::vector<std::int64_t> rope_axes;
   double rope_theta = 0;
@@ -51,9 +51,9 @@ struct ArchitectureLayer {
 
 /// One of the repeated transformer blocks, in the order in which a forward pass visits them.
 struct ArchitectureBlock {
-  std::string name;       ///< "transformer_blocks.0", "double_blocks.0"
-  std::string kind;       ///< "double", "single", "joint", "transformer"
-  std::size_t index = 0;  ///< within its kind
+  std::string name;                 ///< "transformer_blocks.0", "double_blocks.0"
+  std::string kind;                 ///< "double", "single", "joint", "transformer"
+  std::size_t index = 0;            ///< within its kind
   std::vector<std::size_t> layers;  ///< indices into layers()
 };
 

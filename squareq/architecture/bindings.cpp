@@ -52,7 +52,8 @@ std::uint64_t count_of(const Pattern& pattern, std::span<const TensorShape> tens
   std::uint64_t expected = 0;
   for (const std::uint64_t index : seen) {
     if (index != expected)
-      throw Error(Code::MD_TENSOR, "checkpoint holds " + pattern.head + std::to_string(index) + " but no " + pattern.head + std::to_string(expected));
+      throw Error(Code::MD_TENSOR,
+                  "checkpoint holds " + pattern.head + std::to_string(index) + " but no " + pattern.head + std::to_string(expected));
     ++expected;
   }
   return expected;
@@ -110,8 +111,10 @@ Bindings bind_model(const Family& family, const std::string& scheme, std::span<c
     } else {
       const auto candidates = spellings(family, scheme, dimension.tensor);
       const std::string tensor = candidates.empty() ? dimension.tensor : candidates.front();
-      throw Error(Code::MD_TENSOR, family.name + " model (" + scheme + " names): tensor " + tensor +
-                                       (shape ? " has no positive size on axis " + std::to_string(dimension.axis) : " is missing"), {}, {}, tensor);
+      throw Error(Code::MD_TENSOR,
+                  family.name + " model (" + scheme + " names): tensor " + tensor +
+                      (shape ? " has no positive size on axis " + std::to_string(dimension.axis) : " is missing"),
+                  {}, {}, tensor);
     }
   }
   for (const auto& [name, tensor] : family.flags) b.flags[name] = find(tensor) != nullptr;

@@ -36,7 +36,8 @@ void apply_axes(const std::string& key, const json& value, ArchitectureConfig& c
   std::vector<std::int64_t> axes;
   if (value.is_array())
     for (const json& axis : value)
-      if (axis.is_number_unsigned() && axis.get<std::uint64_t>() > 0 && axis.get<std::uint64_t>() <= 65536 && axis.get<std::uint64_t>() % 2 == 0)
+      if (axis.is_number_unsigned() && axis.get<std::uint64_t>() > 0 && axis.get<std::uint64_t>() <= 65536 &&
+          axis.get<std::uint64_t>() % 2 == 0)
         axes.push_back(axis.get<std::int64_t>());
   if (!value.is_array() || axes.size() != value.size() || axes.empty())
     throw Error(Code::MD_ARCH, "config.json: " + key + " is not an array of positive even integers");
@@ -57,7 +58,8 @@ void apply_field(const std::string& key, const std::string& field, const json& v
   } else {
     const std::int64_t found = *integer_field(config, field);
     if (!value.is_number_unsigned()) throw Error(Code::MD_ARCH, "config.json: " + key + " is not a non-negative integer");
-    if (value.get<std::uint64_t>() != static_cast<std::uint64_t>(found)) contradiction(key, std::to_string(value.get<std::uint64_t>()), std::to_string(found));
+    if (value.get<std::uint64_t>() != static_cast<std::uint64_t>(found))
+      contradiction(key, std::to_string(value.get<std::uint64_t>()), std::to_string(found));
   }
 }
 
@@ -112,7 +114,8 @@ void apply_config_json(const Family& family, std::string_view text, Architecture
   const json stated = parse_strict(text, "config.json");
   const std::string expected = family.config_json.at("class");
   if (const auto name = stated.find("_class_name"); name != stated.end() && *name != expected)
-    throw Error(Code::MD_ARCH, "config.json is of class " + (name->is_string() ? printable(name->get<std::string>()) : std::string("(not a string)")) +
+    throw Error(Code::MD_ARCH, "config.json is of class " +
+                                   (name->is_string() ? printable(name->get<std::string>()) : std::string("(not a string)")) +
                                    ", the tensors are those of " + expected);
   for (const auto& [key, field] : family.config_json.at("fields").items())
     if (const auto value = stated.find(key); value != stated.end() && !value->is_null()) apply_field(key, field, *value, data.config);

@@ -39,11 +39,13 @@ class Expansion {
       d_.blocks.push_back({join(diffusers_ ? diffusers : native, ""), parts.block, kinds_[parts.block]++, {}});
     }
     for (const Module& m : parts.modules)
-      if (std::all_of(m.when.begin(), m.when.end(), [&](const std::string& f) { return f[0] == '!' ? !flags.at(f.substr(1)) : flags.at(f); }))
+      if (std::all_of(m.when.begin(), m.when.end(),
+                      [&](const std::string& f) { return f[0] == '!' ? !flags.at(f.substr(1)) : flags.at(f); }))
         module(m, join(diffusers, m.diffusers), join(native, m.native), sizes, block);
   }
 
-  void module(const Module& m, const std::string& diffusers, const std::string& native, const Sizes& sizes, std::optional<std::size_t> block) {
+  void module(const Module& m, const std::string& diffusers, const std::string& native, const Sizes& sizes,
+              std::optional<std::size_t> block) {
     std::vector<std::uint64_t> shape;
     for (const std::string& size : m.shape) shape.push_back(evaluate(size, sizes));
     RowView rows;
@@ -76,8 +78,8 @@ class Expansion {
     total = std::max(fresh ? 0 : total, rows.first_row + rows.rows);
   }
 
-  void layer(const Module& m, const std::string& diffusers, const std::string& native, const std::vector<std::uint64_t>& shape, RowView rows,
-             std::optional<std::size_t> block) {
+  void layer(const Module& m, const std::string& diffusers, const std::string& native, const std::vector<std::uint64_t>& shape,
+             RowView rows, std::optional<std::size_t> block) {
     const std::string& name = diffusers_ ? diffusers : native;
     if (diffusers_ || !d_.layer_index.contains(name)) {
       d_.layer_index[name] = d_.layers.size();

@@ -54,13 +54,16 @@ class Parser {
     const std::string_view word = text_.substr(start, at_ - start);
     if (!std::isdigit(static_cast<unsigned char>(word[0]))) {
       const auto found = sizes_.find(word);
-      if (found == sizes_.end()) throw Error(Code::INTERNAL, "registry expression '" + std::string(text_) + "': unknown size " + std::string(word));
+      if (found == sizes_.end())
+        throw Error(Code::INTERNAL, "registry expression '" + std::string(text_) + "': unknown size " + std::string(word));
       return found->second;
     }
     std::uint64_t value = 0;
     for (const char c : word) {
       if (!std::isdigit(static_cast<unsigned char>(c))) malformed();
-      if (__builtin_mul_overflow(value, std::uint64_t{10}, &value) || __builtin_add_overflow(value, static_cast<std::uint64_t>(c - '0'), &value)) overflow();
+      if (__builtin_mul_overflow(value, std::uint64_t{10}, &value) ||
+          __builtin_add_overflow(value, static_cast<std::uint64_t>(c - '0'), &value))
+        overflow();
     }
     return value;
   }

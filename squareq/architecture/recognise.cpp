@@ -75,7 +75,8 @@ Architecture recognise_recorded(std::span<const TensorShape> tensors, std::strin
   const auto source = parsed.find("config_json");
   const auto found = recognise(tensors, source == parsed.end() || source->is_null() ? std::string() : source->dump());
   if (!found) throw Error(Code::MD_ARCH, "the slab records architecture " + printable(id) + ", its tensors are of no known one");
-  if (found->id() != id) throw Error(Code::MD_ARCH, "the slab records architecture " + printable(id) + ", its tensors are those of " + found->id());
+  if (found->id() != id)
+    throw Error(Code::MD_ARCH, "the slab records architecture " + printable(id) + ", its tensors are those of " + found->id());
   return *found;
 }
 
@@ -86,7 +87,8 @@ Architecture published_architecture(std::string_view id, std::string_view scheme
       known += (known.empty() ? "" : ", ") + v.id;
       if (v.id != id) continue;
       if (!family.detect.contains(std::string(scheme)))
-        throw Error(Code::MD_ARCH, "architecture " + v.id + " has the naming schemes diffusers and " + family.native_scheme + ", not " + printable(scheme));
+        throw Error(Code::MD_ARCH, "architecture " + v.id + " has the naming schemes diffusers and " + family.native_scheme + ", not " +
+                                       printable(scheme));
       Architecture::Data data = make(bind_model(family, std::string(scheme), v));
       data.id = v.id;
       data.published = true;

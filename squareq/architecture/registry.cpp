@@ -41,8 +41,12 @@ Template parse_template(const json& j) {
 }
 
 Instance parse_instance(const json& j) {
-  return {j.at("template"), j.at("diffusers"), j.at("native"), j.value("count", std::string()),
-          j.value("dims", std::map<std::string, std::string>{}), j.value("flags", std::map<std::string, bool>{})};
+  return {j.at("template"),
+          j.at("diffusers"),
+          j.at("native"),
+          j.value("count", std::string()),
+          j.value("dims", std::map<std::string, std::string>{}),
+          j.value("flags", std::map<std::string, bool>{})};
 }
 
 Variant parse_variant(const json& j) {

@@ -16,18 +16,18 @@ enum class Kind { linear, conv, norm, table };
 
 struct Module {
   Kind kind{};
-  std::string diffusers, native;            ///< module paths below the instance's prefix
-  std::vector<std::string> shape;           ///< of the weight, expressions
+  std::string diffusers, native;   ///< module paths below the instance's prefix
+  std::vector<std::string> shape;  ///< of the weight, expressions
   bool bias = false;
   bool swap_halves = false;
-  std::string first_row, last_row;          ///< rows of the native tensor, expressions; empty: all
-  std::vector<std::string> when;            ///< flags that must hold; "!flag" must not
+  std::string first_row, last_row;             ///< rows of the native tensor, expressions; empty: all
+  std::vector<std::string> when;               ///< flags that must hold; "!flag" must not
   std::vector<std::string> native_parameters;  ///< spellings of the weight in the native scheme
 };
 
 struct Template {
-  std::string block;                        ///< kind of block; empty: not a block
-  std::map<std::string, std::string> flags; ///< flag <- presence of this diffusers tensor in the instance
+  std::string block;                         ///< kind of block; empty: not a block
+  std::map<std::string, std::string> flags;  ///< flag <- presence of this diffusers tensor in the instance
   std::vector<Module> modules;
 };
 
@@ -54,7 +54,7 @@ struct Family {
   std::string name, native_scheme;
   std::map<std::string, std::vector<std::string>> detect;  ///< scheme -> tensors that prove it
   std::map<std::string, Dimension> dims;
-  std::map<std::string, std::string> flags;                ///< flag <- presence of this diffusers tensor
+  std::map<std::string, std::string> flags;  ///< flag <- presence of this diffusers tensor
   std::map<std::string, Template> templates;
   std::vector<Instance> instances;
   nlohmann::json config, config_json;

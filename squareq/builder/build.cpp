@@ -24,13 +24,17 @@ constexpr unsigned max_workers = 32;  // 32 workers hold about 32 * 25 MiB
 void check_options(const BuildOptions& options) {
   const std::string& name = options.name;
   const bool dots = name.find_first_not_of('.') == std::string::npos;
-  if (dots || name.size() > 200 || name.find_first_of("/\\:") != std::string::npos || name.find('\0') != std::string::npos || printable(name) != name || name[0] == '.')
+  if (dots || name.size() > 200 || name.find_first_of("/\\:") != std::string::npos || name.find('\0') != std::string::npos ||
+      printable(name) != name || name[0] == '.')
     throw Error(Code::CFG_VALUE, "slab name '" + printable(name) + "' is not one plain file name of 1 to 200 bytes");
-  if (options.pack_k < 1 || options.pack_k > (1u << 20)) throw Error(Code::CFG_VALUE, "pack_k is " + std::to_string(options.pack_k) + ", expected 1 to 1048576");
+  if (options.pack_k < 1 || options.pack_k > (1u << 20))
+    throw Error(Code::CFG_VALUE, "pack_k is " + std::to_string(options.pack_k) + ", expected 1 to 1048576");
   const std::string& id = options.architecture_id;
-  if (id.empty() || id.size() > 256) throw Error(Code::CFG_VALUE, "architecture id has " + std::to_string(id.size()) + " bytes, expected 1 to 256");
+  if (id.empty() || id.size() > 256)
+    throw Error(Code::CFG_VALUE, "architecture id has " + std::to_string(id.size()) + " bytes, expected 1 to 256");
   std::error_code ignored;
-  if (!fs::is_directory(options.out, ignored)) throw Error(Code::IO_MISSING, "output folder " + printable_path(options.out) + " does not exist", options.out.string());
+  if (!fs::is_directory(options.out, ignored))
+    throw Error(Code::IO_MISSING, "output folder " + printable_path(options.out) + " does not exist", options.out.string());
 }
 
 /// The backend runs on the workers' threads: each worker has a context of one thread.
@@ -60,9 +64,12 @@ void report_other_partials(const BuildOptions& options, const Names& names, Repo
   std::error_code error;
   for (fs::directory_iterator at(options.out, error), end; !error && at != end; at.increment(error)) {
     const std::string name = at->path().filename().string();
-    if (name == names.partial || !name.starts_with(head) || !name.ends_with(tail) || name.size() != head.size() + 16 + tail.size()) continue;
+    if (name == names.partial || !name.starts_with(head) || !name.ends_with(tail) || name.size() != head.size() + 16 + tail.size())
+      continue;
     if (name.substr(head.size(), 16).find_first_not_of("0123456789abcdef") != std::string::npos) continue;
-    report.add(Code::IO_PARTIAL, printable_path(at->path()) + " belongs to another build of this name (other source or options) and was left alone", at->path().string());
+    report.add(Code::IO_PARTIAL,
+               printable_path(at->path()) + " belongs to another build of this name (other source or options) and was left alone",
+               at->path().string());
   }
 }
 
@@ -79,7 +86,9 @@ void take_back(const BuildOptions& options, const Names& names) {
 class Build {
  public:
   explicit Build(const BuildOptions& options)
-      : options_(options), checkpoint_(Checkpoint::open(options.model)), implementation_(Implementation::load(find_backend(options.backend))) {
+      : options_(options),
+        checkpoint_(Checkpoint::open(options.model)),
+        implementation_(Implementation::load(find_backend(options.backend))) {
     for (Problem& p : checkpoint_.warnings()) result_.report.add(std::move(p));
     selection_ = select(checkpoint_, options.architecture, options.include_prefixes, result_.report);
     make_manifest();
@@ -125,7 +134,8 @@ class Build {
   void make_manifest() {
     manifest_.model_signature = selection_.signature;
     manifest_.architecture_id = options_.architecture_id;
-    for (const LinearSource& l : selection_.quantized) layers_.push_back(make_layer(l.name, l.out(), l.in(), options_.pack_k, l.bias != nullptr));
+    for (const LinearSource& l : selection_.quantized)
+      layers_.push_back(make_layer(l.name, l.out(), l.in(), options_.pack_k, l.bias != nullptr));
     manifest_.layers = layers_;
     sort_layers(manifest_);
     manifest_text_ = manifest_text(manifest_);
@@ -154,8 +164,8 @@ class Build {
     std::vector<TensorSpec> tensors;
     for (const Checkpoint::Tensor* t : selection_.rest) tensors.push_back({t->name, t->dtype, t->shape});
     const std::string architecture = selection_.architecture ? selection_.architecture->json(checkpoint_.config_json()) : "";
-    return std::make_unique<CompanionWriter>(names.paths.companion, std::move(tensors), slab.layout(), architecture, source_record(checkpoint_, selection_),
-                                             SafetensorsWriter::Options{"", seams()});
+    return std::make_unique<CompanionWriter>(names.paths.companion, std::move(tensors), slab.layout(), architecture,
+                                             source_record(checkpoint_, selection_), SafetensorsWriter::Options{"", seams()});
   }
 
   /// A layer or an unquantized tensor, in the order of the source's bytes.
@@ -200,18 +210,20 @@ class Build {
         const std::lock_guard lock(mutex);
         current = t.rest ? t.rest->name : selection_.quantized[t.layer].name;
       }
-      if (t.rest) copy(*t.rest, *companion, done, stop);
-      else quantize_layer(*quantizers[worker], t.layer, journal, done);
+      if (t.rest)
+        copy(*t.rest, *companion, done, stop);
+      else
+        quantize_layer(*quantizers[worker], t.layer, journal, done);
     };
     const auto tick = [&] {
       if (options_.cancelled && *options_.cancelled && !stop.exchange(true)) interrupted = true;
       const std::lock_guard lock(mutex);
       if (options_.progress) options_.progress(done, result_.source_bytes, printable(current));
     };
-    Flusher flusher(done, flush_bytes, [&] { slab.sync(); });
+    const Flusher flusher(slab.file().temporary(), done, flush_bytes);
     Workers::run(workers, tasks.size(), stop, task, tick);
-    if (interrupted) throw Error(Code::IO_INTERRUPTED, "interrupted; the same command continues from " + printable_path(slab.file().temporary()));
-    flusher.finish();
+    if (interrupted)
+      throw Error(Code::IO_INTERRUPTED, "interrupted; the same command continues from " + printable_path(slab.file().temporary()));
   }
 
   void quantize_layer(LayerQuantizer& quantizer, std::size_t index, Journal& journal, std::atomic<std::uint64_t>& done) {
@@ -267,7 +279,9 @@ class Build {
     result_.other_tensors = companion ? selection_.rest.size() : 0;
     result_.slab_bytes = slab.layout().header.file_bytes;
     if (result_.floored_rows)
-      result_.report.add(Code::DT_SCALE_FLOOR, std::to_string(result_.floored_rows) + " rows have |w| below 1.27e-6 throughout: their scale is the floor 1e-8, they lose precision",
+      result_.report.add(Code::DT_SCALE_FLOOR,
+                         std::to_string(result_.floored_rows) +
+                             " rows have |w| below 1.27e-6 throughout: their scale is the floor 1e-8, they lose precision",
                          names.paths.slab.string());
   }
 
@@ -277,8 +291,8 @@ class Build {
   Selection selection_;
   Manifest manifest_;
   std::string manifest_text_;
-  std::vector<ManifestLayer> layers_;     ///< in the order of selection_.quantized
-  std::vector<JournalEntry> entries_;     ///< likewise
+  std::vector<ManifestLayer> layers_;  ///< in the order of selection_.quantized
+  std::vector<JournalEntry> entries_;  ///< likewise
   std::atomic<std::size_t> reused_{0};
   BuildResult result_;
 };

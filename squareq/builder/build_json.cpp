@@ -6,7 +6,9 @@
 namespace squareq {
 
 nlohmann::ordered_json build_json(const BuildResult& r) {
-  const auto path = [](const std::filesystem::path& p) { return p.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(printable(p.string(), 4096)); };
+  const auto path = [](const std::filesystem::path& p) {
+    return p.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(printable(p.string(), 4096));
+  };
   nlohmann::ordered_json answer = {{"ok", true},
                                    {"slab", path(r.paths.slab)},
                                    {"manifest", path(r.paths.manifest)},

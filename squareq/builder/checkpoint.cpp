@@ -1,5 +1,7 @@
 #include "squareq/builder/checkpoint.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <array>
 
@@ -32,9 +34,12 @@ Listing list(const fs::path& folder) {
     const std::string name = at->path().filename().string();
     if (name.starts_with('.')) continue;
     const std::string kind = at->path().extension().string();
-    if (name.ends_with(index_suffix)) found.indexes.push_back(name);
-    else if (name.ends_with(file_suffix)) found.files.push_back(name);
-    else if (kind == ".bin" || kind == ".ckpt" || kind == ".pt" || kind == ".pth" || kind == ".gguf" || kind == ".npz") found.foreign.push_back(name);
+    if (name.ends_with(index_suffix))
+      found.indexes.push_back(name);
+    else if (name.ends_with(file_suffix))
+      found.files.push_back(name);
+    else if (kind == ".bin" || kind == ".ckpt" || kind == ".pt" || kind == ".pth" || kind == ".gguf" || kind == ".npz")
+      found.foreign.push_back(name);
   }
   for (auto* names : {&found.indexes, &found.files, &found.foreign}) std::sort(names->begin(), names->end());
   return found;
@@ -44,7 +49,8 @@ Listing list(const fs::path& folder) {
 std::string choose(const std::vector<std::string>& names, std::string_view suffix, const fs::path& folder) {
   if (names.size() <= 1) return names.empty() ? "" : names[0];
   for (const std::string_view stem : usual_stems)
-    if (std::binary_search(names.begin(), names.end(), std::string(stem) + std::string(suffix))) return std::string(stem) + std::string(suffix);
+    if (std::binary_search(names.begin(), names.end(), std::string(stem) + std::string(suffix)))
+      return std::string(stem) + std::string(suffix);
   std::string text;
   for (const std::string& name : names) text += (text.empty() ? "" : ", ") + printable(name);
   throw Error(Code::MD_TENSOR, printable_path(folder) + " holds several checkpoints: " + text + "; name one", folder.string());
@@ -110,8 +116,10 @@ void Checkpoint::finish() {
   }
   for (std::size_t i = 0; i < tensors_.size(); ++i)
     if (const auto [at, fresh] = by_name_.emplace(tensors_[i].name, i); !fresh)
-      throw Error(Code::MD_TENSOR, "tensor " + printable(tensors_[i].name) + " is in " + printable_path(files_[tensors_[at->second].file].path()) + " and again in " +
-                                       printable_path(files_[tensors_[i].file].path()), files_[tensors_[i].file].path().string(), "", printable(tensors_[i].name));
+      throw Error(Code::MD_TENSOR,
+                  "tensor " + printable(tensors_[i].name) + " is in " + printable_path(files_[tensors_[at->second].file].path()) +
+                      " and again in " + printable_path(files_[tensors_[i].file].path()),
+                  files_[tensors_[i].file].path().string(), "", printable(tensors_[i].name));
 }
 
 const Checkpoint::Tensor* Checkpoint::find(std::string_view name) const {
@@ -129,6 +137,14 @@ std::vector<TensorShape> Checkpoint::shapes() const {
 void Checkpoint::read(const Tensor& tensor, std::uint64_t offset, void* destination, std::uint64_t bytes) const {
   const SafetensorsFile& file = files_[tensor.file];
   file.read(file.header().tensors[tensor.record], offset, destination, bytes);
+}
+
+void Checkpoint::prefetch(const Tensor& tensor, std::uint64_t offset, std::uint64_t bytes) const {
+  if (offset >= tensor.bytes) return;
+  const SafetensorsFile& file = files_[tensor.file];
+  const std::uint64_t position = file.position(file.header().tensors[tensor.record]) + offset;
+  (void)::posix_fadvise(file.file().fd(), static_cast<off_t>(position), static_cast<off_t>(std::min(bytes, tensor.bytes - offset)),
+                        POSIX_FADV_WILLNEED);
 }
 
 std::vector<Problem> Checkpoint::warnings() const {

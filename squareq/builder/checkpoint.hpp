@@ -42,6 +42,8 @@ class Checkpoint {
 
   /// `bytes` of a tensor from its byte `offset`, in the source's dtype. Thread-safe. CALL_VALUE outside; IO_*.
   void read(const Tensor& tensor, std::uint64_t offset, void* destination, std::uint64_t bytes) const;
+  /// Asks the kernel to start reading these bytes (clipped to the tensor). Never fails.
+  void prefetch(const Tensor& tensor, std::uint64_t offset, std::uint64_t bytes) const;
   /// IO_CHANGED when the tensor's file is no longer what it was at open.
   void check_unchanged(const Tensor& tensor) const { files_[tensor.file].check_unchanged(); }
 

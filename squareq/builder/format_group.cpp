@@ -83,7 +83,8 @@ class Request {
 
   std::uint64_t natural(const char* key, std::uint64_t otherwise) {
     if (!has(key)) return otherwise;
-    if (!object_[key].is_number_unsigned()) throw Error(Code::CFG_TYPE, std::string("request: \"") + key + "\" is not a non-negative integer");
+    if (!object_[key].is_number_unsigned())
+      throw Error(Code::CFG_TYPE, std::string("request: \"") + key + "\" is not a non-negative integer");
     return object_[key];
   }
 
@@ -143,7 +144,8 @@ sq_status validate_call(sq_context* context, const char* text, sq_text_sink sink
   return guarded(error, [&] {
     if (!context) throw Error(Code::CALL_NULL, "context is null");
     Request request(text);
-    if (request.has("slab") == request.has("container")) throw Error(Code::CFG_KEY, "request needs exactly one of \"slab\" and \"container\"");
+    if (request.has("slab") == request.has("container"))
+      throw Error(Code::CFG_KEY, "request needs exactly one of \"slab\" and \"container\"");
     ValidateOptions options;
     options.quick = request.flag("quick", false);
     options.threads = context->threads;
@@ -172,7 +174,8 @@ sq_status create(const sq_host* host, sq_context** out, sq_error* error) {
   return guarded(error, [&] {
     if (!host || !out) throw Error(Code::CALL_NULL, "host or context is null");
     if (host->abi_version != SQ_ABI_VERSION)
-      throw Error(Code::CALL_VERSION, "host speaks contract version " + std::to_string(host->abi_version) + ", squareq version " + std::to_string(SQ_ABI_VERSION));
+      throw Error(Code::CALL_VERSION, "host speaks contract version " + std::to_string(host->abi_version) + ", squareq version " +
+                                          std::to_string(SQ_ABI_VERSION));
     *out = new sq_context{host->threads};
   });
 }
@@ -181,9 +184,18 @@ void destroy(sq_context* context) { delete context; }
 
 sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* error) {
   return guarded(error, [&] {
-    answer({{"name", "squareq"}, {"version", version}, {"abi_version", SQ_ABI_VERSION}, {"device", "cpu"}, {"deterministic", true}, {"usable", true},
-            {"groups", {"format"}}, {"operations", ordered_json::array()}, {"formats", {"bp8_v2"}}, {"activation_dtypes", ordered_json::array()},
-            {"rounding_classes", ordered_json::array()}, {"details", {{"architectures", architecture_ids()}}}},
+    answer({{"name", "squareq"},
+            {"version", version},
+            {"abi_version", SQ_ABI_VERSION},
+            {"device", "cpu"},
+            {"deterministic", true},
+            {"usable", true},
+            {"groups", {"format"}},
+            {"operations", ordered_json::array()},
+            {"formats", {"bp8_v2"}},
+            {"activation_dtypes", ordered_json::array()},
+            {"rounding_classes", ordered_json::array()},
+            {"details", {{"architectures", architecture_ids()}}}},
            sink, user);
   });
 }
@@ -192,7 +204,18 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* error) 
 
 const sq_implementation* format_implementation() {
   static const sq_format_group format = {sizeof(sq_format_group), 0, build_call, validate_call, report_call};
-  static const sq_implementation table = {sizeof(sq_implementation), SQ_ABI_VERSION, "squareq", version, create, destroy, describe, nullptr, nullptr, nullptr, &format, nullptr};
+  static const sq_implementation table = {sizeof(sq_implementation),
+                                          SQ_ABI_VERSION,
+                                          "squareq",
+                                          version,
+                                          create,
+                                          destroy,
+                                          describe,
+                                          nullptr,
+                                          nullptr,
+                                          nullptr,
+                                          &format,
+                                          nullptr};
   return &table;
 }
 

@@ -20,7 +20,9 @@ std::uint64_t layer_bytes(const LayerTensors& t) {
 /// "blocks.12" -> ("blocks", 12), so that block 2 stands before block 10.
 std::pair<std::string, std::uint64_t> natural(const std::string& name) {
   const std::size_t dot = name.rfind('.');
-  if (dot == std::string::npos || name.size() - dot > 10 || name.find_first_not_of("0123456789", dot + 1) != std::string::npos || dot + 1 == name.size()) return {name, 0};
+  if (dot == std::string::npos || name.size() - dot > 10 || name.find_first_not_of("0123456789", dot + 1) != std::string::npos ||
+      dot + 1 == name.size())
+    return {name, 0};
   return {name.substr(0, dot), std::stoul(name.substr(dot + 1))};
 }
 
@@ -28,10 +30,12 @@ Json companion_json(const Slab& slab) {
   if (!slab.companion()) return nullptr;
   const Companion& c = *slab.companion();
   const auto object = [](const std::string& text) { return text.empty() ? Json(nullptr) : Json::parse(text); };
-  Json answer = {{"file", printable_path(slab.paths().companion)}, {"bytes", c.file.header().file_bytes}, {"id_sha256", c.integrity.id_sha256},
-                 {"architecture", object(c.architecture_json)}, {"source", object(c.source_json)}, {"tensors", Json::array()}};
+  Json answer = {
+      {"file", printable_path(slab.paths().companion)}, {"bytes", c.file.header().file_bytes}, {"id_sha256", c.integrity.id_sha256},
+      {"architecture", object(c.architecture_json)},    {"source", object(c.source_json)},     {"tensors", Json::array()}};
   for (const TensorRecord& t : c.file.header().tensors)
-    answer["tensors"].push_back({{"name", printable(t.name, 512)}, {"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"bytes", t.bytes()}});
+    answer["tensors"].push_back(
+        {{"name", printable(t.name, 512)}, {"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"bytes", t.bytes()}});
   return answer;
 }
 
@@ -75,14 +79,24 @@ std::string SlabBlocks::of(const std::string& layer) const {
 Json inspect_json(const Slab& slab) {
   const SlabBlocks blocks(slab);
   const Manifest& m = slab.manifest();
-  Json answer = {{"file", printable_path(slab.paths().slab)}, {"bytes", slab.file().header().file_bytes}, {"model_signature", m.model_signature},
-                 {"architecture_id", printable(m.architecture_id, 256)}, {"quant_version", quant_version_v2},
-                 {"total_qweight_bytes", m.total_qweight_bytes()}, {"blocks_by", blocks.source()}, {"blocks", Json::array()}, {"layers", Json::array()}};
-  for (const SlabBlocks::Group& g : blocks.groups()) answer["blocks"].push_back({{"name", printable(g.name, 512)}, {"layers", g.layers}, {"bytes", g.bytes}});
+  Json answer = {{"file", printable_path(slab.paths().slab)},
+                 {"bytes", slab.file().header().file_bytes},
+                 {"model_signature", m.model_signature},
+                 {"architecture_id", printable(m.architecture_id, 256)},
+                 {"quant_version", quant_version_v2},
+                 {"total_qweight_bytes", m.total_qweight_bytes()},
+                 {"blocks_by", blocks.source()},
+                 {"blocks", Json::array()},
+                 {"layers", Json::array()}};
+  for (const SlabBlocks::Group& g : blocks.groups())
+    answer["blocks"].push_back({{"name", printable(g.name, 512)}, {"layers", g.layers}, {"bytes", g.bytes}});
   for (std::size_t i = 0; i < slab.layer_count(); ++i) {
     const ManifestLayer& layer = slab.layer(i);
-    answer["layers"].push_back({{"name", printable(layer.canonical_name, 512)}, {"block", printable(blocks.of(layer.canonical_name), 512)},
-                                {"orig_shape", layer.orig_shape}, {"packed_shape", layer.packed_shape}, {"bias", layer.bias_key.has_value()},
+    answer["layers"].push_back({{"name", printable(layer.canonical_name, 512)},
+                                {"block", printable(blocks.of(layer.canonical_name), 512)},
+                                {"orig_shape", layer.orig_shape},
+                                {"packed_shape", layer.packed_shape},
+                                {"bias", layer.bias_key.has_value()},
                                 {"bytes", layer_bytes(slab.tensors(i))}});
   }
   answer["companion"] = companion_json(slab);

@@ -34,7 +34,8 @@ std::string line_of(std::size_t layer, const JournalEntry& entry) {
 
 }  // namespace
 
-Journal::Journal(const std::filesystem::path& path, const std::string& identity) : path_(path), identity_("squareq-build-journal 1 " + identity) {
+Journal::Journal(const std::filesystem::path& path, const std::string& identity)
+    : path_(path), identity_("squareq-build-journal 1 " + identity) {
   fd_ = UniqueFd(::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (!fd_) throw_errno(errno, "open", path);
   load();

@@ -12,25 +12,35 @@ namespace squareq {
 namespace {
 
 /// The element that makes a chunk of rows unusable. Rows are counted from `first_row`, the chunk's place in the layer.
-[[noreturn]] void refuse_weight(const LinearSource& source, const void* data, std::uint64_t first_row, std::uint64_t rows, const std::string& file) {
+[[noreturn]] void refuse_weight(const LinearSource& source, const void* data, std::uint64_t first_row, std::uint64_t rows,
+                                const std::string& file) {
   const std::uint64_t columns = source.in();
   for (std::uint64_t r = 0; r < rows; ++r) {
     std::uint64_t largest = 0;
     float amax = 0;
     for (std::uint64_t c = 0; c < columns; ++c) {
       const float w = load_float(data, source.weight->dtype, r * columns + c), a = std::fabs(w);
-      const auto where = [&](std::uint64_t column) { return "layer " + source.name + ", row " + std::to_string(first_row + r) + ", column " + std::to_string(column); };
+      const auto where = [&](std::uint64_t column) {
+        return "layer " + source.name + ", row " + std::to_string(first_row + r) + ", column " + std::to_string(column);
+      };
       if (!std::isfinite(a))
-        throw Error(Code::DT_WEIGHT_NONFINITE, where(c) + ": weight is " + (std::isnan(a) ? "NaN" : w > 0 ? "+infinity in fp32" : "-infinity in fp32"), file, source.name,
-                    source.weight->name);
+        throw Error(Code::DT_WEIGHT_NONFINITE,
+                    where(c) + ": weight is " +
+                        (std::isnan(a) ? "NaN"
+                         : w > 0       ? "+infinity in fp32"
+                                       : "-infinity in fp32"),
+                    file, source.name, source.weight->name);
       if (a > amax) amax = a, largest = c;
       if (c + 1 == columns && !std::isfinite(std::max(amax / 127.0f, 1e-8f) * 127.0f))
-        throw Error(Code::DT_WEIGHT_NONFINITE, where(largest) + ": |weight| " + std::to_string(amax) + " is so large that 127 * scale overflows fp32", file, source.name,
-                    source.weight->name);
+        throw Error(Code::DT_WEIGHT_NONFINITE,
+                    where(largest) + ": |weight| " + std::to_string(amax) + " is so large that 127 * scale overflows fp32", file,
+                    source.name, source.weight->name);
     }
   }
-  throw Error(Code::INTERNAL, "layer " + source.name + ": the backend refused rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows - 1) +
-                                  ", which hold no weight that is not finite", file, source.name);
+  throw Error(Code::INTERNAL,
+              "layer " + source.name + ": the backend refused rows " + std::to_string(first_row) + " to " +
+                  std::to_string(first_row + rows - 1) + ", which hold no weight that is not finite",
+              file, source.name);
 }
 
 }  // namespace
@@ -50,6 +60,7 @@ JournalEntry LayerQuantizer::run(const LinearSource& source, const ManifestLayer
     weights_.resize(rows * row_bytes);
     codes_.resize(rows * layer.packed_shape[1]);
     share_.checkpoint.read(*source.weight, row * row_bytes, weights_.data(), weights_.size());
+    share_.checkpoint.prefetch(*source.weight, (row + rows) * row_bytes, chunk_bytes_);  // read while this chunk is computed
     quantize_rows(source, layer, row, rows, entry);
     codes_digest.update(codes_.data(), codes_.size());
     share_.slab.write(layer.qweight_key, row * layer.packed_shape[1], codes_.data(), codes_.size());
@@ -62,7 +73,8 @@ JournalEntry LayerQuantizer::run(const LinearSource& source, const ManifestLayer
   return entry;
 }
 
-void LayerQuantizer::quantize_rows(const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row, std::uint64_t rows, JournalEntry& entry) {
+void LayerQuantizer::quantize_rows(const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row, std::uint64_t rows,
+                                   JournalEntry& entry) {
   const auto n = static_cast<std::int64_t>(rows);
   const sq_tensor w = make_tensor(weights_.data(), *to_sq_dtype(source.weight->dtype), {n, static_cast<std::int64_t>(source.in())});
   const sq_part out[] = {{"qweight", make_tensor(codes_.data(), SQ_I8, {n, static_cast<std::int64_t>(layer.packed_shape[1])})},

@@ -37,7 +37,8 @@ class LayerQuantizer {
   bool holds(const ManifestLayer& layer, const JournalEntry& entry) const;
 
  private:
-  void quantize_rows(const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row, std::uint64_t rows, JournalEntry& entry);
+  void quantize_rows(const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row, std::uint64_t rows,
+                     JournalEntry& entry);
   void write_bias(const LinearSource& source, const ManifestLayer& layer, JournalEntry& entry);
 
   BuildShare share_;

@@ -14,9 +14,7 @@ namespace {
 
 constexpr std::string_view weight_suffix = ".weight";
 
-std::string text(const std::vector<std::uint64_t>& shape) {
-  return shape_text(std::vector<std::int64_t>(shape.begin(), shape.end()));
-}
+std::string text(const std::vector<std::uint64_t>& shape) { return shape_text(std::vector<std::int64_t>(shape.begin(), shape.end())); }
 
 bool is_float(FileDtype dtype) {
   return dtype == FileDtype::F64 || dtype == FileDtype::F32 || dtype == FileDtype::F16 || dtype == FileDtype::BF16;
@@ -25,13 +23,18 @@ bool is_float(FileDtype dtype) {
 std::optional<Architecture> identify(const Checkpoint& checkpoint, const std::string& wanted, Report& report) {
   if (wanted == "none") return std::nullopt;
   const std::vector<std::string> known = architecture_ids();
-  if (wanted != "auto" && std::find(known.begin(), known.end(), wanted) == known.end()) published_architecture(wanted);  // throws, listing them
+  if (wanted != "auto" && std::find(known.begin(), known.end(), wanted) == known.end())
+    published_architecture(wanted);  // throws, listing them
   const std::vector<TensorShape> shapes = checkpoint.shapes();
   std::optional<Architecture> found = recognise(shapes, checkpoint.config_json());
   const std::string file = checkpoint.source().string();
   if (!found) {
-    if (wanted != "auto") throw Error(Code::MD_ARCH, printable_path(checkpoint.source()) + " is of no known architecture, " + wanted + " was asked for", file);
-    report.add(Code::MD_GENERIC, "architecture not recognised: every 2-D weight that is no embedding, position table or norm by its name is taken for a linear", file);
+    if (wanted != "auto")
+      throw Error(Code::MD_ARCH, printable_path(checkpoint.source()) + " is of no known architecture, " + wanted + " was asked for", file);
+    report.add(
+        Code::MD_GENERIC,
+        "architecture not recognised: every 2-D weight that is no embedding, position table or norm by its name is taken for a linear",
+        file);
     return std::nullopt;
   }
   if (wanted != "auto" && found->id() != wanted)
@@ -51,7 +54,8 @@ void check_linear(const Checkpoint& checkpoint, const LinearSource& l) {
   if (l.out() == 0 || l.in() == 0) refuse(Code::MD_TENSOR, *l.weight, "a linear's dimensions must be positive");
   for (const Checkpoint::Tensor* t : {l.weight, l.bias})
     if (t && !is_float(t->dtype)) refuse(Code::MD_TENSOR, *t, "only F64, F32, F16 and BF16 can be quantized");
-  if (l.bias && l.bias->shape != std::vector<std::uint64_t>{l.out()}) refuse(Code::MD_TENSOR, *l.bias, "expected [" + std::to_string(l.out()) + "]");
+  if (l.bias && l.bias->shape != std::vector<std::uint64_t>{l.out()})
+    refuse(Code::MD_TENSOR, *l.bias, "expected [" + std::to_string(l.out()) + "]");
 }
 
 std::vector<LinearSource> all_linears(const Checkpoint& checkpoint, const Architecture* architecture) {
@@ -83,11 +87,13 @@ bool is_generic_linear(const Checkpoint::Tensor& tensor) {
          std::none_of(endings.begin(), endings.end(), [&](std::string_view ending) { return last.ends_with(ending); });
 }
 
-Selection select(const Checkpoint& checkpoint, const std::string& architecture, const std::vector<std::string>& include_prefixes, Report& report) {
+Selection select(const Checkpoint& checkpoint, const std::string& architecture, const std::vector<std::string>& include_prefixes,
+                 Report& report) {
   Selection s;
   s.architecture = identify(checkpoint, architecture, report);
   std::vector<LinearSource> linears = all_linears(checkpoint, s.architecture ? &*s.architecture : nullptr);
-  if (linears.empty()) throw Error(Code::MD_TENSOR, printable_path(checkpoint.source()) + " holds no linear layer", checkpoint.source().string());
+  if (linears.empty())
+    throw Error(Code::MD_TENSOR, printable_path(checkpoint.source()) + " holds no linear layer", checkpoint.source().string());
 
   std::vector<LinearTopology> topology;
   for (const LinearSource& l : linears) topology.push_back({l.name, l.in(), l.out(), l.bias != nullptr});
@@ -95,7 +101,8 @@ Selection select(const Checkpoint& checkpoint, const std::string& architecture, 
 
   for (const std::string& prefix : include_prefixes)
     if (std::none_of(linears.begin(), linears.end(), [&](const LinearSource& l) { return l.name.starts_with(prefix); }))
-      throw Error(Code::CFG_VALUE, "no linear layer's name starts with '" + printable(prefix) + "'; the first layer is " + printable(linears.front().name));
+      throw Error(Code::CFG_VALUE,
+                  "no linear layer's name starts with '" + printable(prefix) + "'; the first layer is " + printable(linears.front().name));
   std::unordered_set<const Checkpoint::Tensor*> taken;
   for (LinearSource& l : linears) {
     if (!include_prefixes.empty() &&

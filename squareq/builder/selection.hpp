@@ -11,7 +11,7 @@
 namespace squareq {
 
 struct LinearSource {
-  std::string name;  ///< canonical_name: the module path
+  std::string name;                            ///< canonical_name: the module path
   const Checkpoint::Tensor* weight = nullptr;  ///< [out, in]
   const Checkpoint::Tensor* bias = nullptr;    ///< [out]; null for none
 
@@ -21,9 +21,9 @@ struct LinearSource {
 
 struct Selection {
   std::optional<Architecture> architecture;
-  std::vector<LinearSource> quantized;           ///< in source order
-  std::vector<const Checkpoint::Tensor*> rest;   ///< everything else, in source order
-  std::string signature;                         ///< over all linears
+  std::vector<LinearSource> quantized;          ///< in source order
+  std::vector<const Checkpoint::Tensor*> rest;  ///< everything else, in source order
+  std::string signature;                        ///< over all linears
 };
 
 /// True for a 2-D "X.weight" that the generic rule takes for a linear: X's last part is no embedding ("embed", "embedding(s)",
@@ -32,6 +32,7 @@ bool is_generic_linear(const Checkpoint::Tensor& tensor);
 
 /// `architecture`: "auto", "none" or an id (BuildOptions). Warnings go to `report`. Throws MD_ARCH, MD_TENSOR (all findings are
 /// counted in the message), MF_NAME, CFG_VALUE.
-Selection select(const Checkpoint& checkpoint, const std::string& architecture, const std::vector<std::string>& include_prefixes, Report& report);
+Selection select(const Checkpoint& checkpoint, const std::string& architecture, const std::vector<std::string>& include_prefixes,
+                 Report& report);
 
 }  // namespace squareq

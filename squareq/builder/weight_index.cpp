@@ -55,7 +55,8 @@ class IndexReader : public StrictJson {
 
 WeightIndex read_weight_index(const std::filesystem::path& path) {
   const std::string text = read_text(path, max_index_bytes, Code::MD_INDEX);
-  if (const std::size_t at = find_control_byte(text); at != std::string::npos) refuse(path, "holds a control byte at byte " + std::to_string(at));
+  if (const std::size_t at = find_control_byte(text); at != std::string::npos)
+    refuse(path, "holds a control byte at byte " + std::to_string(at));
   if (const std::size_t at = find_invalid_utf8(text); at != std::string::npos) refuse(path, "is not UTF-8 at byte " + std::to_string(at));
   IndexReader reader;
   if (const auto failure = reader.scan(text))
@@ -76,11 +77,14 @@ void check_shard(const WeightIndex& index, const std::string& shard, const Safet
   };
   for (const TensorRecord& t : file.header().tensors)
     if (const auto found = index.file_of.find(t.name); found == index.file_of.end() || found->second != shard)
-      throw Error(Code::MD_TENSOR, printable_path(file.path()) + " holds tensor " + printable(t.name) + ", " + printable_path(index_path) + " lists it " + where(t.name),
+      throw Error(Code::MD_TENSOR,
+                  printable_path(file.path()) + " holds tensor " + printable(t.name) + ", " + printable_path(index_path) + " lists it " +
+                      where(t.name),
                   file.path().string(), "", printable(t.name));
   for (const auto& [tensor, name] : index.file_of)
     if (name == shard && !file.header().find(tensor))
-      throw Error(Code::MD_TENSOR, printable_path(index_path) + " lists tensor " + printable(tensor) + " in " + printable(shard) + ", which lacks it",
+      throw Error(Code::MD_TENSOR,
+                  printable_path(index_path) + " lists tensor " + printable(tensor) + " in " + printable(shard) + ", which lacks it",
                   file.path().string(), "", printable(tensor));
 }
 

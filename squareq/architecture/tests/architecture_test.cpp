@@ -113,7 +113,8 @@ TEST_P(PublishedModel, BlocksPartitionTheirLayers) {
 
 INSTANTIATE_TEST_SUITE_P(Models, PublishedModel, testing::ValuesIn(published), [](const auto& test) {
   std::string name = test.param.list;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
 });
 
@@ -229,7 +230,7 @@ TEST(Maps, KohyaModulesOfThePublishedLists) {
       {"flux1-dev.kohya", "flux1-dev"}, {"flux2-dev.kohya", "flux2-dev"}, {"sd3-medium.kohya", "sd3-medium"}, {"sdxl.kohya-sgm", "sdxl"}};
   for (const auto& [list, id] : sources) {
     const Architecture diffusers = published_architecture(id), native = published_architecture(id, diffusers.native_scheme());
-    std::map<std::string, std::pair<std::uint64_t, std::uint64_t>> native_modules;   // [out, in]
+    std::map<std::string, std::pair<std::uint64_t, std::uint64_t>> native_modules;  // [out, in]
     std::map<std::string, std::uint64_t> covered;
     for (const ArchitectureLayer& l : native.layers()) native_modules[native.kohya(l.name)->tensor] = {l.out, l.in};
     for (const ArchitectureLayer& l : diffusers.layers()) {
@@ -333,10 +334,11 @@ TEST(BadModels, AreNamed) {
 
 TEST(BadModels, ConfigJson) {
   const std::vector<TensorShape> tensors = key_list("flux1-dev.diffusers");
-  EXPECT_EQ(code_of(tensors, R"({"num_layers": 19, "axes_dims_rope": [32, 48, 48], "guidance_embeds": true, "out_channels": null})"), Code::OK);
+  EXPECT_EQ(code_of(tensors, R"({"num_layers": 19, "axes_dims_rope": [32, 48, 48], "guidance_embeds": true, "out_channels": null})"),
+            Code::OK);
   for (const char* bad : {R"({"num_layers": 18})", R"({"num_layers": "19"})", R"({"num_layers": 19.0})", R"({"axes_dims_rope": [16, 56]})",
-                          R"({"axes_dims_rope": "x"})", R"({"guidance_embeds": false})", R"({"_class_name": "SD3Transformer2DModel"})", "[1]", "{", "{} x",
-                          R"({"a": 1, "a": 2})"})
+                          R"({"axes_dims_rope": "x"})", R"({"guidance_embeds": false})", R"({"_class_name": "SD3Transformer2DModel"})",
+                          "[1]", "{", "{} x", R"({"a": 1, "a": 2})"})
     EXPECT_EQ(code_of(tensors, bad), Code::MD_ARCH) << bad;
   EXPECT_EQ(code_of(tensors, std::string(200000, '[')), Code::MD_ARCH);
 }

@@ -12,8 +12,10 @@ namespace {
 using nlohmann::json;
 
 std::vector<SourceTensor> model() {
-  return {{"blocks.0.q.weight", "BF16", {70, 100}, bf16_noise(7000, 1)}, {"blocks.0.q.bias", "BF16", {70}, bf16_noise(70, 2)},
-          {"blocks.0.norm.weight", "BF16", {100}, bf16_noise(100, 3)},   {"blocks.1.q.weight", "BF16", {33, 64}, bf16_noise(2112, 4)},
+  return {{"blocks.0.q.weight", "BF16", {70, 100}, bf16_noise(7000, 1)},
+          {"blocks.0.q.bias", "BF16", {70}, bf16_noise(70, 2)},
+          {"blocks.0.norm.weight", "BF16", {100}, bf16_noise(100, 3)},
+          {"blocks.1.q.weight", "BF16", {33, 64}, bf16_noise(2112, 4)},
           {"conv.weight", "BF16", {2, 2, 3, 3}, bf16_noise(36, 5)}};
 }
 
@@ -97,8 +99,10 @@ TEST(Build, HalfPrecisionIsWidenedExactly) {
     const int exponent = static_cast<int>((bits >> 10) & 31), fraction = static_cast<int>(bits & 1023);
     const double sign = bits & 0x8000 ? -1 : 1;
     const float value = float_of_half(static_cast<std::uint16_t>(bits));
-    if (exponent == 31) EXPECT_TRUE(fraction ? std::isnan(value) : std::isinf(value) && (value > 0) == (sign > 0));
-    else EXPECT_EQ(value, static_cast<float>(sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24))));
+    if (exponent == 31)
+      EXPECT_TRUE(fraction ? std::isnan(value) : std::isinf(value) && (value > 0) == (sign > 0));
+    else
+      EXPECT_EQ(value, static_cast<float>(sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24))));
   }
 }
 
@@ -153,7 +157,8 @@ TEST(BadBuild, OverflowingDoubleAndBadBias) {
   const Problem w = problem_of(options_for(s / "w.safetensors", s.folder("w")));
   EXPECT_EQ(w.code, Code::DT_WEIGHT_NONFINITE);
   EXPECT_NE(w.message.find("row 0, column 1"), std::string::npos) << w.message;
-  spit(s / "b.safetensors", container({{"a.weight", "F32", {2, 1}, bytes_of(std::vector<float>{1, 2})}, {"a.bias", "F32", {2}, bytes_of(std::vector<float>{0, std::nanf("")})}}));
+  spit(s / "b.safetensors", container({{"a.weight", "F32", {2, 1}, bytes_of(std::vector<float>{1, 2})},
+                                       {"a.bias", "F32", {2}, bytes_of(std::vector<float>{0, std::nanf("")})}}));
   const Problem b = problem_of(options_for(s / "b.safetensors", s.folder("b")));
   EXPECT_EQ(b.code, Code::DT_BIAS_NONFINITE);
   EXPECT_EQ(files_in(s / "w") + files_in(s / "b"), 0u);
@@ -168,7 +173,8 @@ TEST(BadBuild, OptionsAndTargets) {
     change(o);
     return problem_of(o).code;
   };
-  for (const char* name : {"", ".", "..", "a/b", ".hidden", "a\nb", "a:b"}) EXPECT_EQ(with([&](BuildOptions& o) { o.name = name; }), Code::CFG_VALUE) << name;
+  for (const char* name : {"", ".", "..", "a/b", ".hidden", "a\nb", "a:b"})
+    EXPECT_EQ(with([&](BuildOptions& o) { o.name = name; }), Code::CFG_VALUE) << name;
   EXPECT_EQ(with([](BuildOptions& o) { o.pack_k = 0; }), Code::CFG_VALUE);
   EXPECT_EQ(with([](BuildOptions& o) { o.architecture_id = ""; }), Code::CFG_VALUE);
   EXPECT_EQ(with([&](BuildOptions& o) { o.out = s / "nowhere"; }), Code::IO_MISSING);

@@ -40,7 +40,8 @@ TEST(Checkpoint, ShardsInAnyFolderLayout) {
   Scratch s;
   spit(s / "x-1.safetensors", container({small("a.weight", 1), small("b.weight", 2)}));
   spit(s / "x-2.safetensors", container({small("c.weight", 3)}));
-  spit(s / "x.safetensors.index.json", index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"c.weight", "x-2.safetensors"}}));
+  spit(s / "x.safetensors.index.json",
+       index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"c.weight", "x-2.safetensors"}}));
   for (const fs::path& path : {s.path(), s / "x.safetensors.index.json"}) {
     const Checkpoint c = Checkpoint::open(path);
     EXPECT_EQ(c.tensors().size(), 3u);
@@ -72,13 +73,18 @@ TEST(BadCheckpoint, Indexes) {
   };
   EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}})), Code::OK);
   EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "gone.safetensors"}})), Code::IO_MISSING);
-  EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"z.weight", "x-1.safetensors"}})), Code::MD_TENSOR);
+  EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"z.weight", "x-1.safetensors"}})),
+            Code::MD_TENSOR);
   EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}})), Code::MD_TENSOR) << "b is in the shard, not in the index";
-  EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"c.weight", "x-2.safetensors"}})), Code::MD_TENSOR) << "a twice";
+  EXPECT_EQ(with(index_of({{"a.weight", "x-1.safetensors"}, {"b.weight", "x-1.safetensors"}, {"c.weight", "x-2.safetensors"}})),
+            Code::MD_TENSOR)
+      << "a twice";
   for (const char* escape : {"../x-1.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "a\\b", "c:x"})
     EXPECT_EQ(with(index_of({{"a.weight", escape}})), Code::IO_ESCAPE) << escape;
-  for (const char* bad : {"", "{", "[]", "{}", R"({"weight_map": 3})", R"({"weight_map": {}})", R"({"weight_map": {"a": 1}})", R"({"weight_map": {"a": {}}})",
-                          R"({"weight_map": {"a.weight": "x-1.safetensors", "a.weight": "x-2.safetensors"}})", "\xEF\xBB\xBF{}", "{\"weight_map\": {\"a\": \"\xFF\"}}"})
+  for (const char* bad :
+       {"", "{", "[]", "{}", R"({"weight_map": 3})", R"({"weight_map": {}})", R"({"weight_map": {"a": 1}})", R"({"weight_map": {"a": {}}})",
+        R"({"weight_map": {"a.weight": "x-1.safetensors", "a.weight": "x-2.safetensors"}})", "\xEF\xBB\xBF{}",
+        "{\"weight_map\": {\"a\": \"\xFF\"}}"})
     EXPECT_EQ(with(bad), Code::MD_INDEX) << bad;
   EXPECT_EQ(with(std::string(100000, '[')), Code::MD_INDEX);
 }

@@ -28,7 +28,8 @@ Outcome ask(Call call, const json& request) {
 TEST(FormatGroup, BuildValidateReport) {
   Scratch s;
   const sq_format_group& format = *format_implementation()->format;
-  const Outcome built = ask(format.build, {{"model", emoji()}, {"out", s.folder("out")}, {"name", "e"}, {"arch_id", "test_flux"}, {"backend", "reference"}});
+  const Outcome built =
+      ask(format.build, {{"model", emoji()}, {"out", s.folder("out")}, {"name", "e"}, {"arch_id", "test_flux"}, {"backend", "reference"}});
   ASSERT_EQ(built.code, Code::OK) << built.message;
   EXPECT_EQ(built.answer["layers"], 86);
   EXPECT_EQ(built.answer["architecture"]["id"], "flux1-schnell");

@@ -31,7 +31,8 @@ TEST_P(Golden, PublishedPairs) {
       std::string weight;
       for (const json& row : layer["weight_f32_hex"]) weight += floats(row);
       tensors.push_back({name + ".weight", "F32", {layer["weight_f32_hex"].size(), layer["weight_f32_hex"][0].size()}, weight});
-      if (!layer["bias_f32_hex"].is_null()) tensors.push_back({name + ".bias", "F32", {layer["bias_f32_hex"].size()}, floats(layer["bias_f32_hex"])});
+      if (!layer["bias_f32_hex"].is_null())
+        tensors.push_back({name + ".bias", "F32", {layer["bias_f32_hex"].size()}, floats(layer["bias_f32_hex"])});
     }
     spit(scratch / "m.safetensors", container(tensors));
     BuildOptions o = options_for(scratch / "m.safetensors", scratch.folder("out"));

@@ -87,7 +87,8 @@ TEST(Resume, KilledAfterTheSlabWasRenamedReusesEveryLayer) {
 TEST(Resume, KilledAtRandomTimes) {
   Scratch s;
   std::vector<SourceTensor> tensors = model();
-  for (std::uint32_t i = 0; i < 24; ++i) tensors.push_back({"big." + std::to_string(i) + ".weight", "BF16", {512, 1024}, bf16_noise(512 * 1024, 300 + i)});
+  for (std::uint32_t i = 0; i < 24; ++i)
+    tensors.push_back({"big." + std::to_string(i) + ".weight", "BF16", {512, 1024}, bf16_noise(512 * 1024, 300 + i)});
   spit(s / "m.safetensors", container(tensors));
   const Triple expected = read(build(options_for(s / "m.safetensors", s.folder("whole"))).paths);
   const BuildOptions o = options_for(s / "m.safetensors", s.folder("out"));

@@ -61,7 +61,8 @@ TEST(Selection, SdxlPrefixesCoverAllItsLinears) {
   Scratch s;
   Report report;
   const Checkpoint c = Checkpoint::open(sparse_model(s, "sdxl-unet.diffusers"));
-  EXPECT_EQ(select(c, "sdxl", {"down_blocks.", "mid_block.", "up_blocks.", "time_embedding.", "add_embedding."}, report).quantized.size(), 743u);
+  EXPECT_EQ(select(c, "sdxl", {"down_blocks.", "mid_block.", "up_blocks.", "time_embedding.", "add_embedding."}, report).quantized.size(),
+            743u);
   const Selection mid = select(c, "sdxl", {"mid_block."}, report);
   EXPECT_EQ(mid.quantized.size(), 104u);
   EXPECT_EQ(mid.signature, "142bd638d3fe64dd") << "the signature is over all linears";
@@ -74,16 +75,19 @@ TEST(Selection, GenericRuleLeavesEmbeddingsTablesAndNorms) {
     t.shape = std::move(shape);
     return is_generic_linear(t);
   };
-  for (const char* yes : {"blocks.0.proj.weight", "time_embedding.linear_1.weight", "x_embedder.weight", "label_emb.0.0.weight", "head.weight"})
+  for (const char* yes :
+       {"blocks.0.proj.weight", "time_embedding.linear_1.weight", "x_embedder.weight", "label_emb.0.0.weight", "head.weight"})
     EXPECT_TRUE(is(yes, {4, 4})) << yes;
-  for (const char* no : {"embed_tokens.weight", "text.token_embedding.weight", "position_embeddings.weight", "pos_embed.weight", "wte.weight", "encoder.shared.weight",
-                         "attn.relative_attention_bias.weight", "norm1.weight", "final_layernorm.weight", "a.bias", "pos_embed"})
+  for (const char* no :
+       {"embed_tokens.weight", "text.token_embedding.weight", "position_embeddings.weight", "pos_embed.weight", "wte.weight",
+        "encoder.shared.weight", "attn.relative_attention_bias.weight", "norm1.weight", "final_layernorm.weight", "a.bias", "pos_embed"})
     EXPECT_FALSE(is(no, {4, 4})) << no;
   EXPECT_FALSE(is("conv.weight", {4, 4, 3, 3}));
   EXPECT_FALSE(is("scale.weight", {4}));
 }
 
-Code code_of(const std::vector<SourceTensor>& tensors, const std::string& architecture = "none", const std::vector<std::string>& prefixes = {}) {
+Code code_of(const std::vector<SourceTensor>& tensors, const std::string& architecture = "none",
+             const std::vector<std::string>& prefixes = {}) {
   Scratch s;
   spit(s / "m.safetensors", container(tensors));
   const Checkpoint c = Checkpoint::open(s / "m.safetensors");
@@ -108,7 +112,8 @@ TEST(BadSelection, EveryClassHasItsCode) {
   EXPECT_EQ(code_of({good, {"a.bias", "F32", {3}, std::string(12, '\0')}}), Code::MD_TENSOR);
   EXPECT_EQ(code_of({good, {"a.bias", "F32", {1, 2}, std::string(8, '\0')}}), Code::MD_TENSOR);
   EXPECT_EQ(code_of({{"a.weight", "F32", {0, 3}, ""}}), Code::MD_TENSOR);
-  EXPECT_EQ(code_of({{"weight", "F32", {2, 3}, std::string(24, '\0')}}), Code::MD_TENSOR) << "no module of its own: not a linear, so none is left";
+  EXPECT_EQ(code_of({{"weight", "F32", {2, 3}, std::string(24, '\0')}}), Code::MD_TENSOR)
+      << "no module of its own: not a linear, so none is left";
   EXPECT_EQ(code_of({{"a..b.weight", "F32", {2, 3}, std::string(24, '\0')}}), Code::MF_NAME);
   EXPECT_EQ(code_of({{"a/b.weight", "F32", {2, 3}, std::string(24, '\0')}}), Code::MF_NAME);
   EXPECT_EQ(code_of({{"norm.weight", "F32", {3}, std::string(12, '\0')}}), Code::MD_TENSOR);
