@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -96,4 +97,8 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace squareq::cli
 
-int main(int argc, char** argv) { return squareq::cli::run(argc, argv); }
+int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a full quota is IO_NO_SPACE with a message, not a death by signal
+  std::signal(SIGPIPE, SIG_IGN);  // so is a reader of our output that went away
+  return squareq::cli::run(argc, argv);
+}
