@@ -1,5 +1,5 @@
 // A transformer block as one autograd node. Forward and backward each hold the block's lease for exactly as long as they compute;
-// it is given up on every path, exceptions included. With checkpointing, backward runs the block again (SQ-MOD-010).
+// it is given up on every path, exceptions included. With checkpointing, backward runs the block again (SQ-MOD-013).
 #pragma once
 
 #include <torch/types.h>

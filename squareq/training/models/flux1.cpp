@@ -17,6 +17,7 @@ using torch::Tensor;
 constexpr std::int64_t kSinusoidWidth = 256;
 constexpr double kNormEpsilon = 1e-6;
 constexpr double kRopeTheta = 10000;
+constexpr double kTimePeriod = 10000;
 
 Tensor layer_norm(const Tensor& x) { return torch::layer_norm(x, {x.size(-1)}, {}, {}, kNormEpsilon); }
 
@@ -102,9 +103,11 @@ void Flux1::check(const ForwardInputs& in) const {
 }
 
 Tensor Flux1::sinusoid(const Tensor& value) const {
-  // FP32 throughout, as in diffusers: double precision here would move outputs by up to 3e-5.
+  // FP32 exponents, frequencies and arguments, as in diffusers: double precision here would move outputs by up to 3e-5. The exponential
+  // is rounded correctly: libtorch's own differs in the last bit between versions and instruction sets, which is worth 1e-5.
   const std::int64_t half = kSinusoidWidth / 2;
-  const Tensor frequency = torch::exp(torch::arange(half, torch::dtype(torch::kFloat32).device(value.device())) * -std::log(kRopeTheta) / half);
+  const Tensor exponent = torch::arange(half, torch::dtype(torch::kFloat32).device(value.device())) * -std::log(kTimePeriod) / half;
+  const Tensor frequency = torch::exp(exponent.to(torch::kFloat64)).to(torch::kFloat32);
   const Tensor scaled = (value.to(dtype_ == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32) * 1000).to(torch::kFloat32);
   const Tensor angle = scaled.unsqueeze(1) * frequency;
   return torch::cat({torch::cos(angle), torch::sin(angle)}, -1).to(dtype_);

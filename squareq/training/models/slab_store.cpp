@@ -2,12 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
-#include <mutex>
-#include <nlohmann/json.hpp>
 
 #include "squareq/error.hpp"
-#include "squareq/slab/digest.hpp"
 #include "squareq/slab/signature.hpp"
 #include "squareq/slab/slab.hpp"
 #include "squareq/streaming/extent.hpp"
@@ -93,13 +89,11 @@ Arrangement arrange(const Slab& slab, const ModelLayout& layout, const std::map<
   return a;
 }
 
-std::vector<streaming::Block> copy_of(const std::vector<streaming::Block>& blocks) { return blocks; }
-
 class SlabStore final : public WeightStore {
  public:
   SlabStore(std::shared_ptr<const Slab> slab, TensorFiles rest, ModelLayout layout, Arrangement arrangement, const OpenOptions& options)
       : slab_(std::move(slab)), rest_(std::move(rest)), layout_(std::move(layout)), arrangement_(std::move(arrangement)), dtype_(options.dtype),
-        backend_(open_backend(options.backend, options.threads)), table_(copy_of(arrangement_.blocks)),
+        backend_(open_backend(options.backend, options.threads)), table_(arrangement_.blocks),
         reader_(slab_, arrangement_.slab_layers, options.verify, options.progress) {
     std::uint64_t float_bytes = 0;
     std::vector<FloatWeight> floats = load_floats(float_bytes);
@@ -114,9 +108,8 @@ class SlabStore final : public WeightStore {
   void begin(Pass pass, std::int64_t first_backward_block) override {
     // Streamed blocks below the first one that backward reaches are not visited again: the schedule ends earlier.
     std::uint32_t schedule = streaming::kForwardSchedule;
-    const auto reached = [&](std::uint32_t block) { return !std::binary_search(below(first_backward_block).begin(), below(first_backward_block).end(), block); };
     if (pass == Pass::train && first_backward_block < static_cast<std::int64_t>(arrangement_.table_index.size())) {
-      const auto skipped = static_cast<std::uint32_t>(std::count_if(plan_.streamed.begin(), plan_.streamed.end(), [&](std::uint32_t b) { return !reached(b); }));
+      const std::uint32_t skipped = streamed_below(first_backward_block);
       schedule = skipped == 0 ? streaming::kTrainSchedule : streaming::kForwardSchedule + skipped;
     }
     session_->begin_step(schedule);
@@ -179,7 +172,7 @@ class SlabStore final : public WeightStore {
     std::vector<std::uint32_t> residents = plan_.residents;
     if (arrangement_.outside >= 0) residents.push_back(static_cast<std::uint32_t>(arrangement_.outside));
     table_.set_residents(residents);
-    for (std::size_t skipped = 1; skipped < plan_.streamed.size(); ++skipped) {
+    for (std::size_t skipped = 1; skipped <= plan_.streamed.size(); ++skipped) {
       streaming::Schedule cut = plan_.train;
       cut.name = fmt::format("train without {} first blocks", skipped);
       cut.visits.resize(cut.visits.size() - skipped);
@@ -202,12 +195,14 @@ class SlabStore final : public WeightStore {
     session_ = std::make_unique<StreamSession>(backend_, args);
   }
 
-  /// Table indices of the model's blocks below `block`, ascending.
-  std::vector<std::uint32_t> below(std::int64_t block) const {
-    std::vector<std::uint32_t> list;
-    for (std::int64_t i = 0; i < block; ++i)
-      if (arrangement_.table_index[static_cast<std::size_t>(i)] >= 0) list.push_back(static_cast<std::uint32_t>(arrangement_.table_index[static_cast<std::size_t>(i)]));
-    return list;
+  /// How many streamed blocks come before model block `block`.
+  std::uint32_t streamed_below(std::int64_t block) const {
+    std::uint32_t count = 0;
+    for (std::int64_t i = 0; i < block; ++i) {
+      const std::int64_t index = arrangement_.table_index[static_cast<std::size_t>(i)];
+      if (index >= 0 && std::binary_search(plan_.streamed.begin(), plan_.streamed.end(), static_cast<std::uint32_t>(index))) ++count;
+    }
+    return count;
   }
 
   static sq_status read(void* user, std::uint32_t block, std::uint64_t offset, void* destination, std::uint64_t bytes, sq_error* error) {
@@ -252,13 +247,10 @@ void require_same_model(const Slab& slab, const ModelLayout& base, const std::st
     throw Error(Code::MD_BASE, fmt::format("base checkpoint has signature {}, the slab was made from {}", signature, slab.manifest().model_signature), base_file);
 }
 
-std::vector<std::int64_t> companion_axes(const std::string& architecture_json, const std::string& file) {
-  if (architecture_json.empty()) return {};
-  try {
-    return nlohmann::json::parse(architecture_json).value("/config/rope_axes"_json_pointer, std::vector<std::int64_t>{});
-  } catch (const nlohmann::json::exception& e) {
-    throw Error(Code::MD_ARCH, fmt::format("companion's architecture record: {}", printable(e.what())), file);
-  }
+/// A config given by hand wins over the companion's record.
+std::optional<Architecture> recognise_slab(const std::vector<TensorShape>& shapes, const Companion& companion, const OpenOptions& options) {
+  if (options.config || companion.architecture_json.empty()) return recognise(shapes, config_text(options, {}));
+  return recognise_recorded(shapes, companion.architecture_json);
 }
 
 }  // namespace
@@ -275,12 +267,13 @@ OpenedModel open_slab(const OpenOptions& options) {
   std::optional<ModelLayout> layout;
   if (options.base) {
     rest = TensorFiles::open_checkpoint(*options.base);
-    layout = recognise_model(rest->shapes(), config_text(options, rest->config_json()), {}, options.base->string());
+    layout = layout_of(recognise(rest->shapes(), config_text(options, rest->config_json())), rest->shapes(), options.base->string());
     require_same_model(*slab, *layout, options.base->string());
   } else {
     // The companion belongs to the slab and lives as long.
     rest = TensorFiles::of(std::shared_ptr<const SafetensorsFile>(slab, &companion->file));
-    layout = recognise_model(original_shapes(*slab, *rest), config_text(options, {}), companion_axes(companion->architecture_json, companion->file.path().string()), file);
+    const std::vector<TensorShape> shapes = original_shapes(*slab, *rest);
+    layout = layout_of(recognise_slab(shapes, *companion, options), shapes, file);
   }
 
   std::map<std::string, std::size_t> layers;

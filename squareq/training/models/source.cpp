@@ -31,7 +31,7 @@ Placement placement_of(const RowView& view) {
   return place;
 }
 
-ModelConfig config_of(const Architecture& architecture, const std::vector<std::int64_t>& rope_axes, const std::string& file) {
+ModelConfig config_of(const Architecture& architecture, const std::string& file) {
   const ArchitectureConfig& a = architecture.config();
   const auto depth = [&](const char* kind) {
     const auto at = a.depths.find(kind);
@@ -49,7 +49,7 @@ ModelConfig config_of(const Architecture& architecture, const std::vector<std::i
   c.joint_attention_dim = a.context_dim;
   c.pooled_projection_dim = a.pooled_dim;
   c.guidance_embeds = a.guidance;
-  c.axes_dims_rope = a.rope_axes.empty() ? rope_axes : a.rope_axes;
+  c.axes_dims_rope = a.rope_axes;
   std::int64_t sum = 0;
   for (const std::int64_t axis : c.axes_dims_rope) sum += axis;
   if (c.axes_dims_rope.empty())
@@ -123,15 +123,13 @@ RowView ModelLayout::locate(const std::string& name) const {
   return *view;
 }
 
-ModelLayout recognise_model(const std::vector<TensorShape>& tensors, const std::string& config_json, const std::vector<std::int64_t>& rope_axes,
-                            const std::string& file) {
-  std::optional<Architecture> found = recognise(tensors, config_json);
+ModelLayout layout_of(const std::optional<Architecture>& found, const std::vector<TensorShape>& tensors, const std::string& file) {
   if (!found) throw Error(Code::MD_ARCH, "no known architecture has these tensors", file);
   if (found->family() != "flux1")
     throw Error(Code::MD_ARCH, fmt::format("architecture {} is recognised, but only the flux1 family can be run here", found->id()), file);
   if (const std::vector<Problem> problems = found->check(tensors, file); !problems.empty()) throw Error(problems.front());
-  ModelLayout layout{config_of(*found, rope_axes, file), *found, {}, {}, {}};
-  const std::optional<Architecture> diffusers = recognise(found->diffusers_tensors(), config_json);
+  ModelLayout layout{config_of(*found, file), *found, {}, {}, {}};
+  const std::optional<Architecture> diffusers = recognise(found->diffusers_tensors());
   if (!diffusers) throw Error(Code::INTERNAL, "the architecture's diffusers names are not recognised", file);
   for (const ArchitectureLayer& layer : diffusers->layers()) {
     layout.linears.push_back({layer.name, static_cast<std::int64_t>(layer.in), static_cast<std::int64_t>(layer.out),

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,10 +61,9 @@ struct ModelLayout {
   RowView locate(const std::string& name) const;
 };
 
-/// Recognises the model and compares every tensor. Throws MD_ARCH (not recognised, not supported here, RoPE axes unknown) or the
-/// first MD_TENSOR problem. `rope_axes` decides where neither keys nor config.json tell.
-ModelLayout recognise_model(const std::vector<TensorShape>& tensors, const std::string& config_json, const std::vector<std::int64_t>& rope_axes,
-                            const std::string& file);
+/// The layout of a recognised model whose every tensor is compared with `tensors`. Throws MD_ARCH (nothing recognised, not supported
+/// here, RoPE axes unknown) or the first MD_TENSOR problem.
+ModelLayout layout_of(const std::optional<Architecture>& found, const std::vector<TensorShape>& tensors, const std::string& file);
 
 /// The text of OpenOptions::config, or `found` where that is unset.
 std::string config_text(const OpenOptions& options, const std::string& found);

@@ -1,0 +1,288 @@
+// QuantLinear, scaffold and loader: published goldens, gradients against float64, what casts may not touch, strict refusals (SQ-MOD-001..012, 020).
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "squareq/error.hpp"
+#include "squareq/training/backend.hpp"
+#include "squareq/training/modules/module_group.hpp"
+#include "squareq/training/modules/quant_linear.hpp"
+#include "squareq/training/modules/quantized_linear.hpp"
+#include "squareq/training/modules/scaffold.hpp"
+#include "squareq/training/tests/forward_support.hpp"
+
+namespace squareq::training {
+namespace {
+
+using nlohmann::json;
+using testing::build_slab;
+using testing::code_of;
+using testing::fixture;
+using testing::Scratch;
+using torch::Tensor;
+
+json golden() {
+  std::ifstream file(fixture("linear/goldens.json"));
+  return json::parse(file).at("linear").at(0);
+}
+
+Tensor tensor_of(const json& rows, torch::Dtype dtype = torch::kFloat32) {
+  if (!rows.at(0).is_array()) return torch::tensor(rows.get<std::vector<double>>()).to(dtype);
+  std::vector<Tensor> parts;
+  for (const json& row : rows) parts.push_back(torch::tensor(row.get<std::vector<double>>()));
+  return torch::stack(parts).to(dtype);
+}
+
+class Modules : public ::testing::TestWithParam<const char*> {
+ protected:
+  Context backend = open_backend(GetParam(), 1);
+};
+
+QuantLinear golden_module(const json& g, bool lora, torch::Dtype compute) {
+  std::optional<LoraSpec> spec;
+  if (lora) spec = LoraSpec{g.at("rank"), g.at("alpha"), LoraInit::peft};
+  QuantLinear module(LinearSpec{"golden", g.at("in_features"), g.at("out_features"), true}, spec, compute);
+  module.set_quant_state(tensor_of(g.at("qweight"), torch::kInt8), tensor_of(g.at("scale")), tensor_of(g.at("zero_point")), tensor_of(g.at("bias")));
+  if (lora) {
+    torch::NoGradGuard no_grad;
+    module.lora_a().copy_(tensor_of(g.at("lora_A")));
+    module.lora_b().copy_(tensor_of(g.at("lora_B")));
+  }
+  return module;
+}
+
+TEST_P(Modules, DyadicGoldenIsExact) {
+  const json g = golden();
+  const Tensor x = tensor_of(g.at("x"));
+  for (const auto& [lora, compute, key] : {std::tuple{false, torch::kFloat32, "y_base_f32"}, {false, torch::kBFloat16, "y_base_bf16"}, {true, torch::kFloat32, "y_lora_f32"}, {true, torch::kBFloat16, "y_lora_bf16"}}) {
+    const Tensor y = golden_module(g, lora, compute).forward(x, backend);
+    EXPECT_EQ(y.scalar_type(), compute);
+    EXPECT_TRUE(torch::equal(y.to(torch::kFloat32), tensor_of(g.at(key)))) << key << '\n' << y;
+  }
+}
+
+TEST_P(Modules, DyadicGradientsAreExactAndAccumulate) {
+  const json g = golden();
+  const QuantLinear module = golden_module(g, true, torch::kFloat32);
+  const Tensor x = tensor_of(g.at("x")).requires_grad_(true);
+  const Tensor dy = tensor_of(g.at("grad_y"));
+  for (int pass = 1; pass <= 2; ++pass) {
+    module.forward(x, backend).backward(dy);
+    EXPECT_TRUE(torch::equal(module.lora_a().grad(), pass * tensor_of(g.at("grad_lora_A"))));
+    EXPECT_TRUE(torch::equal(module.lora_b().grad(), pass * tensor_of(g.at("grad_lora_B"))));
+    EXPECT_TRUE(torch::equal(x.grad(), pass * tensor_of(g.at("grad_x"))));
+  }
+  for (const auto& p : module.named_parameters())
+    if (p.key() == "bias") EXPECT_FALSE(p.value().requires_grad());
+}
+
+TEST_P(Modules, InputGradientFlowsWithoutAdapter) {
+  const json g = golden();
+  const Tensor x = tensor_of(g.at("x")).requires_grad_(true);
+  golden_module(g, false, torch::kFloat32).forward(x, backend).backward(tensor_of(g.at("grad_y")));
+  const Tensor w = tensor_of(g.at("qweight")).slice(1, 0, 5) * tensor_of(g.at("scale")).unsqueeze(1);
+  EXPECT_TRUE(torch::equal(x.grad(), torch::matmul(tensor_of(g.at("grad_y")), w)));
+}
+
+/// Any shape and activation against the same formula in float64, gradients by libtorch's own autograd.
+TEST_P(Modules, GradientsMatchFloat64ForEveryActivationAndOwnBranchInput) {
+  torch::manual_seed(1);
+  const std::int64_t rows = 7, in = 37, padded = 64, out = 29, rank = 3;
+  const Tensor q = torch::randint(-127, 128, {out, padded}, torch::kInt8);
+  q.slice(1, in).zero_();
+  const Tensor s = torch::rand({out}) * 0.01 + 0.001, bias = torch::randn({out});
+  struct Source final : WeightSource {
+    sq_tensor q, s, z, b;
+    Tensor keep;
+    void bind(BoundWeight& bound) const override {
+      bound.weight = sized<sq_weight>();
+      bound.weight.format = "bp8_v2";
+      bound.weight.name = "random";
+      bound.weight.out_features = 29;
+      bound.weight.in_features = 37;
+      bound.parts = {sq_part{"qweight", q}, {"scale", s}, {"zero_point", z}, {"bias", b}};
+      bound.weight.parts = bound.parts.data();
+      bound.weight.part_count = 4;
+      bound.ref = sized<sq_weight_ref>();
+      bound.ref.weight = &bound.weight;
+    }
+  };
+  const auto source = std::make_shared<Source>();
+  source->keep = torch::zeros({out});
+  source->q = make_tensor(q.data_ptr(), SQ_I8, {out, padded});
+  source->s = make_tensor(s.data_ptr(), SQ_F32, {out});
+  source->z = make_tensor(source->keep.data_ptr(), SQ_F32, {out});
+  source->b = make_tensor(bias.data_ptr(), SQ_F32, {out});
+  for (const std::int32_t activation : {SQ_ACT_NONE, SQ_ACT_GELU_TANH, SQ_ACT_GELU_ERF, SQ_ACT_SILU}) {
+    const auto call = std::make_shared<const LinearCall>(LinearCall{backend, source, out, activation, 0.75f});
+    const std::vector<Tensor> leaves{torch::randn({rows, in}), torch::randn({rank, in}), torch::randn({out, rank}), torch::randn({rows, in})};
+    for (const Tensor& leaf : leaves) leaf.requires_grad_(true);
+    const Tensor dy = torch::randn({rows, out});
+    const Tensor y = quantized_linear(leaves[0], {leaves[1], leaves[2], leaves[3]}, call);
+    const auto grads = torch::autograd::grad({y}, leaves, {dy});
+
+    std::vector<Tensor> exact;
+    for (const Tensor& leaf : leaves) exact.push_back(leaf.detach().to(torch::kFloat64).requires_grad_(true));
+    const Tensor w = (q.slice(1, 0, in).to(torch::kFloat32) * s.unsqueeze(1)).to(torch::kFloat64);
+    Tensor z = torch::matmul(exact[0], w.t()) + 0.75 * torch::matmul(torch::matmul(exact[3], exact[1].t()), exact[2].t()) + bias.to(torch::kFloat64);
+    if (activation == SQ_ACT_GELU_TANH) z = torch::gelu(z, "tanh");
+    if (activation == SQ_ACT_GELU_ERF) z = torch::gelu(z);
+    if (activation == SQ_ACT_SILU) z = torch::silu(z);
+    const auto want = torch::autograd::grad({z}, exact, {dy.to(torch::kFloat64)});
+    EXPECT_LE((y.to(torch::kFloat64) - z).norm().item<double>() / z.norm().item<double>(), 1e-6) << activation;
+    for (std::size_t i = 0; i < leaves.size(); ++i)
+      EXPECT_LE((grads[i].to(torch::kFloat64) - want[i]).norm().item<double>() / want[i].norm().item<double>(), 1e-6) << activation << " input " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Modules, ::testing::Values("reference", "cpu"));
+
+std::vector<Tensor> state_of(torch::nn::Module& m) {
+  std::vector<Tensor> all;
+  for (const Tensor& t : m.buffers()) all.push_back(t.clone());
+  for (const auto& p : m.named_parameters())
+    if (p.key().find("lora_") != std::string::npos || p.key().find("bias") != std::string::npos) all.push_back(p.value().clone());
+  return all;
+}
+
+TEST(QuantLinear, CastsLeaveEveryBit) {
+  const json g = golden();
+  const auto child = std::make_shared<QuantLinear>(golden_module(g, true, torch::kBFloat16));
+  {
+    torch::NoGradGuard no_grad;
+    child->lora_a().add_(1.0f / 3);  // not a 16-bit value
+  }
+  torch::nn::Module parent("parent");
+  parent.register_module("layer", child);
+  parent.register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({4})));
+  const std::vector<Tensor> before = state_of(*child);
+  parent.to(torch::kBFloat16);
+  child->to(torch::kFloat16);
+  parent.to(torch::kFloat64);
+  parent.to(torch::kCPU, torch::kFloat16);
+  const std::vector<Tensor> after = state_of(*child);
+  ASSERT_EQ(before.size(), after.size());
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    EXPECT_EQ(before[i].scalar_type(), after[i].scalar_type());
+    EXPECT_TRUE(torch::equal(before[i], after[i]));
+  }
+  EXPECT_EQ(parent.named_parameters()["norm.weight"].scalar_type(), torch::kFloat16);  // the cast itself did reach the tree
+}
+
+TEST(QuantLinear, RefusesWrongState) {
+  const json g = golden();
+  const Tensor q = tensor_of(g.at("qweight"), torch::kInt8), s = tensor_of(g.at("scale")), z = tensor_of(g.at("zero_point")), b = tensor_of(g.at("bias"));
+  QuantLinear module(LinearSpec{"layer.x", 5, 3, true});
+  const auto refused = [&](Tensor qq, Tensor ss, Tensor zz, Tensor bb, const char* named) {
+    std::string message;
+    EXPECT_EQ(code_of([&] { module.set_quant_state(qq, ss, zz, bb); }, &message), Code::MD_LAYER);
+    EXPECT_NE(message.find("layer.x"), std::string::npos) << message;
+    EXPECT_NE(message.find(named), std::string::npos) << message;
+    EXPECT_FALSE(module.loaded());
+  };
+  Tensor bad = q.clone();
+  bad[0][6] = 1;
+  refused(bad, s, z, b, "padding");
+  bad = q.clone();
+  bad[1][1] = -128;
+  refused(bad, s, z, b, "-128");
+  refused(q.to(torch::kFloat32), s, z, b, "received Float");
+  refused(q.slice(0, 1), s, z, b, "[2, 8]");
+  refused(q.slice(1, 0, 4), s, z, b, "[3, 4]");
+  refused(q, s.to(torch::kFloat16), z, b, "received Half");
+  refused(q, s.slice(0, 1), z, b, "[2]");
+  refused(q, -s, z, b, "positive");
+  refused(q, s, z + 1, b, "zero_point");
+  refused(q, s, z, {}, "bias");
+  const Context backend = open_backend("reference", 1);
+  std::string message;
+  EXPECT_EQ(code_of([&] { module.forward(torch::zeros({1, 5}), backend); }, &message), Code::CALL_STATE);
+  EXPECT_NE(message.find("before quantized state was set"), std::string::npos);
+  module.set_quant_state(q, s, z, b);
+  EXPECT_EQ(code_of([&] { module.forward(torch::zeros({1, 8}), backend); }), Code::CALL_SHAPE);
+}
+
+TEST(Scaffold, ReplacesFreezesAndIsIdempotent) {
+  const auto root = std::make_shared<torch::nn::Module>("root");
+  const auto inner = std::make_shared<torch::nn::Module>("inner");
+  inner->register_module("fc", torch::nn::Linear(6, 4));
+  inner->register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({4})));
+  root->register_module("inner", inner);
+  const std::vector<LinearSpec> layers{{"inner.fc", 6, 4, true}};
+  EXPECT_EQ(scaffold(*root, layers, LoraSpec{2, 4, LoraInit::squareq}), std::vector<std::string>{"inner.fc"});
+  ASSERT_EQ(trainable_parameters(*root).size(), 2u);
+  for (const auto& p : root->named_parameters()) EXPECT_EQ(p.value().requires_grad(), p.key().find("lora_") != std::string::npos) << p.key();
+  const Tensor a = trainable_parameters(*root)[0], b = trainable_parameters(*root)[1];
+  EXPECT_EQ(a.sizes(), at::IntArrayRef({6, 2}));
+  EXPECT_EQ(b.sizes(), at::IntArrayRef({2, 4}));
+  EXPECT_TRUE(b.eq(0).all().item<bool>());
+  EXPECT_LE(a.abs().max().item<float>(), std::sqrt(3.0f));  // sqrt(6 / rank)
+  EXPECT_GT(a.abs().max().item<float>(), 1 / std::sqrt(6.0f));
+  EXPECT_TRUE(scaffold(*root, layers, std::nullopt).empty());  // an adapter in place is never replaced
+  EXPECT_TRUE(trainable_parameters(*root)[0].is_same(a));
+}
+
+TEST(Scaffold, RefusesWhatDoesNotMatch) {
+  const auto make = [] {
+    const auto root = std::make_shared<torch::nn::Module>("root");
+    root->register_module("fc", torch::nn::Linear(6, 4));
+    root->register_module("conv", torch::nn::Conv2d(3, 4, 1));
+    return root;
+  };
+  const auto refused = [&](std::vector<LinearSpec> layers, const char* named) {
+    const auto root = make();
+    std::string message;
+    EXPECT_EQ(code_of([&] { scaffold(*root, layers, std::nullopt); }, &message), Code::MD_LAYER);
+    EXPECT_NE(message.find(named), std::string::npos) << message;
+    EXPECT_NE(dynamic_cast<torch::nn::LinearImpl*>(root->named_children()["fc"].get()), nullptr);  // nothing was replaced
+  };
+  refused({{"fc", 6, 4, true}, {"nowhere", 1, 1, false}}, "nowhere");
+  refused({{"fc", 6, 4, true}, {"fc", 6, 4, true}}, "twice");
+  refused({{"fc", 6, 4, true}, {"conv", 3, 4, true}}, "Conv2d");
+  refused({{"fc", 6, 5, true}}, "[5, 6]");
+  refused({{"fc", 6, 4, false}}, "without bias");
+}
+
+TEST(ModuleGroup, LoadsASlabAndComputes) {
+  const Scratch scratch;
+  const auto slab_path = build_slab(fixture("flux/guided"), scratch, "slab");
+  const Slab slab = Slab::open(slab_path);
+  const Implementation implementation(module_implementation());
+  const Context context(implementation, sq_host{});
+  json layers = json::array();
+  for (const LinearSpec& l : layers_of(slab)) layers.push_back({{"name", l.name}, {"in", l.in}, {"out", l.out}, {"bias", l.bias}});
+  const std::string request = json{{"layers", layers}, {"others", {{{"name", "norm"}, {"kind", "layer_norm"}, {"shape", {8}}}}}, {"lora", {{"rank", 4}, {"alpha", 8}}}}.dump();
+  const sq_module_group& group = *context->module;
+  std::uint64_t id = 0;
+  std::string text;
+  sq_error e = make_error();
+  ASSERT_EQ(group.create(context.get(), request.c_str(), &id, append_text, &text, &e), SQ_OK) << e.message;
+  text.clear();
+  ASSERT_EQ(group.load(context.get(), id, json{{"slab", slab_path.string()}}.dump().c_str(), append_text, &text, &e), SQ_OK) << e.message;
+  EXPECT_EQ(json::parse(text).at("loaded"), slab.layer_count());
+  text.clear();
+  ASSERT_EQ(group.list(context.get(), id, append_text, &text, &e), SQ_OK);
+  std::size_t trainable = 0;
+  for (const json& p : json::parse(text).at("parameters")) trainable += p.at("trainable").get<bool>();
+  EXPECT_EQ(trainable, 2 * slab.layer_count());
+  EXPECT_EQ(json::parse(text).at("buffers").size(), 3 * slab.layer_count());
+
+  layers.push_back({{"name", "more"}, {"in", 1}, {"out", 1}, {"bias", false}});
+  std::uint64_t larger = 0;
+  ASSERT_EQ(group.create(context.get(), json{{"layers", layers}}.dump().c_str(), &larger, append_text, &text, &e), SQ_OK);
+  EXPECT_EQ(group.load(context.get(), larger, json{{"slab", slab_path.string()}}.dump().c_str(), append_text, &text, &e), SQ_MD_LAYER);
+  EXPECT_NE(std::string(e.message).find("more"), std::string::npos);
+
+  std::vector<float> x(2 * 40, 0.5f), y(2 * 64);
+  const sq_tensor xt = make_tensor(x.data(), SQ_F32, {2, 40}), yt = make_tensor(y.data(), SQ_F32, {2, 64});
+  ASSERT_EQ(group.forward(context.get(), id, "context_embedder", &xt, &yt, &e), SQ_OK) << e.message;
+  EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](float v) { return std::isfinite(v) && v != 0; }));
+  EXPECT_EQ(group.forward(context.get(), id, "norm", &xt, &yt, &e), SQ_MD_LAYER);
+  EXPECT_EQ(group.destroy(context.get(), id, &e), SQ_OK);
+  EXPECT_EQ(group.freeze(context.get(), id, &e), SQ_CALL_STATE);
+}
+
+}  // namespace
+}  // namespace squareq::training
