@@ -29,6 +29,8 @@ extern const Mutation backward_mutations[];
 extern const unsigned backward_mutation_count;
 extern const Mutation stream_mutations[];
 extern const unsigned stream_mutation_count;
+extern const Mutation format_mutations[];
+extern const unsigned format_mutation_count;
 extern const Mutation whole_mutations[];
 extern const unsigned whole_mutation_count;
 
