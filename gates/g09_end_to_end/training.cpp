@@ -17,7 +17,7 @@ std::vector<std::vector<Layer>> make_blocks(Trial& trial, std::uint32_t count) {
     std::vector<Layer>& layers = blocks.emplace_back();
     const std::pair<std::int64_t, std::int64_t> shapes[] = {{hidden, width}, {width, hidden}};
     for (std::uint32_t i = 0; i < layers_per_block; ++i) {
-      const auto [n, k] = shapes[i];
+      const std::int64_t n = shapes[i].first, k = shapes[i].second;
       Layer layer("blocks." + std::to_string(b) + ".fc" + std::to_string(i + 1), n, k, 64, true);
       Guarded w("w", Role::in, SQ_F32, {n, k});
       w.fill([&] { return random.normal() / std::sqrt(static_cast<double>(k)); });
