@@ -85,14 +85,16 @@ void run_sample(const SampleFlags& flags, const Common& common) {
 void run_sheet(const SheetFlags& flags, const Common& common) {
   std::vector<std::vector<training::Picture>> sets;
   for (const std::string& file : flags.sets) {
-    const std::filesystem::path path = std::filesystem::is_directory(file) ? std::filesystem::path(file) / "latents.safetensors" : std::filesystem::path(file);
+    const std::filesystem::path path =
+        std::filesystem::is_directory(file) ? std::filesystem::path(file) / "latents.safetensors" : std::filesystem::path(file);
     sets.push_back(training::read_pictures(path, flags.count, flags.height, flags.width));
   }
   const training::Picture sheet = training::contact_sheet(training::interleave(sets, flags.columns), flags.columns, flags.scale);
   training::write_png(flags.out, sheet);
   if (common.json) {
-    const nlohmann::ordered_json answer = {{"ok", true}, {"sets", sets.size()}, {"pictures", sets.front().size()}, {"height", sheet.height}, {"width", sheet.width},
-                                           {"files", {flags.out}}};
+    const nlohmann::ordered_json answer = {
+        {"ok", true},           {"sets", sets.size()}, {"pictures", sets.front().size()}, {"height", sheet.height},
+        {"width", sheet.width}, {"files", {flags.out}}};
     fmt::print("{}\n", answer.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace));
   } else {
     fmt::print("{}\n", flags.out);
@@ -107,7 +109,8 @@ void add_sample_command(CLI::App& app, const Common& common, int& status) {
   command->add_option("--slab", flags->slab, "slab (file, manifest or stem), or a float checkpoint")->required();
   command->add_option("--base", flags->base, "checkpoint that a slab without companion was made from");
   command->add_option("--lora", flags->lora, "adapter: kohya, PEFT or ComfyUI keys");
-  command->add_option("--prompts", flags->sample.prompts, "cache with encoder_hidden_states, pooled_projections and, optionally, noise")->required();
+  command->add_option("--prompts", flags->sample.prompts, "cache with encoder_hidden_states, pooled_projections and, optionally, noise")
+      ->required();
   command->add_option("--first", flags->sample.first, "first prompt of the cache")->capture_default_str();
   command->add_option("--count", flags->sample.count, "number of prompts; 0: all")->capture_default_str();
   command->add_option("--batch", flags->sample.batch, "pictures per pass")->capture_default_str();
@@ -120,7 +123,8 @@ void add_sample_command(CLI::App& app, const Common& common, int& status) {
   command->add_option("--width", flags->sample.width, "width in tokens");
   command->add_option("--decoder", flags->sample.decoder, "auto, rgb4x4 (48 channels are 4x4 RGB pixels), none")->capture_default_str();
   command->add_option("--columns", flags->sample.columns, "pictures a line on sheet.png")->capture_default_str();
-  command->add_option("--budget", flags->budget, "weight bytes on the device at most, for example 1GiB; 0: no limit")->capture_default_str();
+  command->add_option("--budget", flags->budget, "weight bytes on the device at most, for example 1GiB; 0: no limit")
+      ->capture_default_str();
   command->add_option("--resident-blocks", flags->resident_blocks, "blocks on the device at once; 0: all")->capture_default_str();
   command->add_option("--threads", flags->threads, "backend threads; 0: all cores")->capture_default_str();
   command->add_option("--dtype", flags->dtype, "activations: auto, f32, bf16, f16")->capture_default_str();
@@ -139,7 +143,8 @@ void add_sample_command(CLI::App& app, const Common& common, int& status) {
   sheet->add_option("--count", sheet_flags->count, "first pictures of each set; 0: all")->capture_default_str();
   sheet->add_option("--height", sheet_flags->height, "height in tokens (default: square)");
   sheet->add_option("--width", sheet_flags->width, "width in tokens");
-  sheet->add_option("sets", sheet_flags->sets, "files with `latents`, or folders that `squareq sample` wrote: truth, before, after")->required();
+  sheet->add_option("sets", sheet_flags->sets, "files with `latents`, or folders that `squareq sample` wrote: truth, before, after")
+      ->required();
   sheet->callback([sheet_flags, &common, &status] {
     run_sheet(*sheet_flags, common);
     status = 0;

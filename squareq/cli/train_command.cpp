@@ -35,7 +35,8 @@ struct Flags {
 void add_train_command(CLI::App& app, const Common& common, int& status) {
   CLI::App* command = app.add_subcommand("train", "Train a LoRA adapter on a slab");
   auto flags = std::make_shared<Flags>();
-  command->add_option("--config", flags->config, "configuration of the run, one JSON file (spec/schema/train_config.schema.json)")->required();
+  command->add_option("--config", flags->config, "configuration of the run, one JSON file (spec/schema/train_config.schema.json)")
+      ->required();
   command->add_option("--set", flags->set, "section.key=value, wins over the file; may stand several times")->take_all();
   command->add_flag("--resume", flags->resume, "continue from the newest complete checkpoint in output.dir");
   command->add_flag("--overwrite", flags->overwrite, "begin anew in an output.dir that holds checkpoints");

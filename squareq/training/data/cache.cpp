@@ -29,9 +29,11 @@ const TensorRecord* find(const SafetensorsFile& file, const char* name, std::siz
     return nullptr;
   }
   if (tensor->shape.size() != rank)
-    throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' has {} dimensions, expected {}", shown, name, tensor->shape.size(), rank), shown, {}, name);
+    throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' has {} dimensions, expected {}", shown, name, tensor->shape.size(), rank), shown, {},
+                name);
   if (tensor->dtype != FileDtype::F16 && tensor->dtype != FileDtype::BF16 && tensor->dtype != FileDtype::F32)
-    throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' is {}, expected F16, BF16 or F32", shown, name, dtype_name(tensor->dtype)), shown, {}, name);
+    throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' is {}, expected F16, BF16 or F32", shown, name, dtype_name(tensor->dtype)), shown, {},
+                name);
   for (std::size_t d = 1; d < rank; ++d)
     if (tensor->shape[d] == 0 || tensor->shape[d] > (std::uint64_t{1} << 31))
       throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' has size {} in dimension {}", shown, name, tensor->shape[d], d), shown, {}, name);
@@ -46,7 +48,9 @@ std::vector<std::string> read_captions(const std::filesystem::path& path, std::i
   if (!root.is_array()) throw Error(Code::DS_CAPTIONS, shown + ": is an object, expected a list of captions", shown);
   std::vector<std::string> captions;
   for (const auto& item : root) {
-    const auto* text = item.is_string() ? &item : item.is_object() && item.contains("caption") && item["caption"].is_string() ? &item["caption"] : nullptr;
+    const auto* text = item.is_string()                                                              ? &item
+                       : item.is_object() && item.contains("caption") && item["caption"].is_string() ? &item["caption"]
+                                                                                                     : nullptr;
     if (!text) throw Error(Code::DS_CAPTIONS, fmt::format("{}: entry {} is no caption", shown, captions.size()), shown);
     captions.push_back(text->template get_ref<const std::string&>());
   }
@@ -77,16 +81,21 @@ Cache Cache::open(const std::vector<std::filesystem::path>& files, CacheUse use)
     if (rows == 0) throw Error(Code::DS_COUNT, shown + ": holds no rows", shown);
     for (const TensorRecord* tensor : {latents, noise, pooled})
       if (tensor && dimension(*tensor, 0) != rows)
-        throw Error(Code::DS_COUNT, fmt::format("{}: '{}' has {} rows, '{}' has {}", shown, printable(tensor->name), dimension(*tensor, 0), text_key, rows), shown, {},
-                    printable(tensor->name));
+        throw Error(Code::DS_COUNT,
+                    fmt::format("{}: '{}' has {} rows, '{}' has {}", shown, printable(tensor->name), dimension(*tensor, 0), text_key, rows),
+                    shown, {}, printable(tensor->name));
     if (latents && noise && latents->shape != noise->shape)
-      throw Error(Code::DS_SHAPE, fmt::format("{}: latents are [{}, {}] per row, noise is [{}, {}]", shown, latents->shape[1], latents->shape[2], noise->shape[1],
-                                              noise->shape[2]), shown, {}, noise_key);
+      throw Error(Code::DS_SHAPE,
+                  fmt::format("{}: latents are [{}, {}] per row, noise is [{}, {}]", shown, latents->shape[1], latents->shape[2],
+                              noise->shape[1], noise->shape[2]),
+                  shown, {}, noise_key);
     const auto text_of = [](const CacheShape& s) {
       return fmt::format("{} x {} latents, {} x {} text, {} pooled", s.tokens, s.channels, s.text_tokens, s.text_dim, s.pooled_dim);
     };
     if (!first && !(shape == cache.shape_))
-      throw Error(Code::DS_SHAPE, fmt::format("{}: rows have {}; {} has {}", shown, text_of(shape), printable_path(files.front()), text_of(cache.shape_)), shown);
+      throw Error(Code::DS_SHAPE,
+                  fmt::format("{}: rows have {}; {} has {}", shown, text_of(shape), printable_path(files.front()), text_of(cache.shape_)),
+                  shown);
     if (!first && ((latents != nullptr) != cache.has_latents_ || (noise != nullptr) != cache.has_noise_))
       throw Error(Code::DS_TENSOR, fmt::format("{}: holds other tensors than {}", shown, printable_path(files.front())), shown);
     cache.shape_ = shape;
@@ -130,7 +139,8 @@ void Cache::require_sizes(std::int64_t channels, std::int64_t text_dim, std::int
   const std::string shown = printable_path(parts_.front().file.path());
   const auto require = [&](const char* tensor, std::int64_t have, std::int64_t want) {
     if (have != want && have != 0 && want != 0)
-      throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' has {} features, the model takes {}", shown, tensor, have, want), shown, {}, tensor);
+      throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' has {} features, the model takes {}", shown, tensor, have, want), shown, {},
+                  tensor);
   };
   require(has_latents_ ? latents_key : noise_key, shape_.channels, channels);
   require(text_key, shape_.text_dim, text_dim);
@@ -145,7 +155,8 @@ TokenGrid token_grid(std::int64_t tokens, std::int64_t height, std::int64_t widt
     return {side, side};
   }
   if (height * width != tokens)
-    throw Error(Code::DS_SHAPE, fmt::format("data.height {} x data.width {} is {} tokens, the latents have {}", height, width, height * width, tokens));
+    throw Error(Code::DS_SHAPE,
+                fmt::format("data.height {} x data.width {} is {} tokens, the latents have {}", height, width, height * width, tokens));
   return {height, width};
 }
 

@@ -14,9 +14,9 @@ namespace squareq::training {
 
 /// Sizes of one row. A prompt set without start noise has tokens == channels == 0.
 struct CacheShape {
-  std::int64_t tokens = 0, channels = 0;    ///< latents [N, tokens, channels], or noise of the same shape
+  std::int64_t tokens = 0, channels = 0;       ///< latents [N, tokens, channels], or noise of the same shape
   std::int64_t text_tokens = 0, text_dim = 0;  ///< encoder_hidden_states [N, text_tokens, text_dim]
-  std::int64_t pooled_dim = 0;              ///< pooled_projections [N, pooled_dim]
+  std::int64_t pooled_dim = 0;                 ///< pooled_projections [N, pooled_dim]
   bool operator==(const CacheShape&) const = default;
 };
 
@@ -30,8 +30,8 @@ class Cache {
  public:
   /// One or several files that agree in every size; rows are numbered through. F16, BF16 or F32 tensors; others in the file are
   /// ignored. `NAME.json` beside a file, where there is one, is a list of N captions (strings, or objects with "caption").
-  /// Throws DS_TENSOR (a tensor is missing), DS_SHAPE (rank, dtype or a size differs from the other tensors' or files'; both named), DS_COUNT
-  /// (no rows, or rows or captions differ in number), DS_CAPTIONS, and ST and IO codes of the container.
+  /// Throws DS_TENSOR (a tensor is missing), DS_SHAPE (rank, dtype or a size differs from the other tensors' or files'; both named),
+  /// DS_COUNT (no rows, or rows or captions differ in number), DS_CAPTIONS, and ST and IO codes of the container.
   static Cache open(const std::vector<std::filesystem::path>& files, CacheUse use = CacheUse::training);
 
   std::int64_t size() const { return rows_; }
@@ -64,7 +64,8 @@ class Cache {
   std::vector<std::string> captions_;
 };
 
-/// Token grid of a set: `height` x `width` as given (both 0: the square root of `tokens`). Throws DS_SHAPE where it does not hold exactly `tokens`.
+/// Token grid of a set: `height` x `width` as given (both 0: the square root of `tokens`). Throws DS_SHAPE where it does not hold exactly
+/// `tokens`.
 struct TokenGrid {
   std::int64_t height = 0, width = 0;
 };

@@ -28,7 +28,7 @@ inline std::uint16_t f16_from_float(float value) {
   const std::uint32_t magnitude = bits & 0x7FFFFFFF;
   if (magnitude > 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7E00);
   if (magnitude >= 0x477FF000) return static_cast<std::uint16_t>(sign | 0x7C00);  // rounds past 65504
-  if (magnitude < 0x38800000) {  // subnormal: let the addition of 0.5 round at 2^-24
+  if (magnitude < 0x38800000) {                                                   // subnormal: let the addition of 0.5 round at 2^-24
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(0.5f)));
   }

@@ -37,8 +37,10 @@ bool is_float_tensor(FileDtype dtype) {
 
 void read_floats(const SafetensorsFile& file, const TensorRecord& tensor, std::uint64_t first, std::uint64_t count, float* out) {
   if (!is_float_tensor(tensor.dtype))
-    throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' is {}, expected F16, BF16, F32 or F64", printable_path(file.path()), printable(tensor.name),
-                                            dtype_name(tensor.dtype)), printable_path(file.path()), {}, printable(tensor.name));
+    throw Error(Code::DS_SHAPE,
+                fmt::format("{}: '{}' is {}, expected F16, BF16, F32 or F64", printable_path(file.path()), printable(tensor.name),
+                            dtype_name(tensor.dtype)),
+                printable_path(file.path()), {}, printable(tensor.name));
   const std::uint64_t size = dtype_bits(tensor.dtype) / 8;
   if (tensor.dtype == FileDtype::F32) return file.read(tensor, first * size, out, count * size);
   constexpr std::uint64_t piece = 1 << 16;
@@ -58,7 +60,8 @@ std::vector<float> read_floats(const SafetensorsFile& file, const TensorRecord& 
 
 double read_number(const SafetensorsFile& file, const TensorRecord& tensor) {
   if (tensor.elements() != 1)
-    throw Error(Code::DS_SHAPE, fmt::format("'{}' has {} elements, expected one", printable(tensor.name), tensor.elements()), printable_path(file.path()));
+    throw Error(Code::DS_SHAPE, fmt::format("'{}' has {} elements, expected one", printable(tensor.name), tensor.elements()),
+                printable_path(file.path()));
   std::byte bytes[8];
   if (tensor.dtype == FileDtype::I64 || tensor.dtype == FileDtype::I32 || tensor.dtype == FileDtype::F64) {
     file.read(tensor, 0, bytes, dtype_bits(tensor.dtype) / 8);

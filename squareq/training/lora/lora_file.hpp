@@ -33,9 +33,9 @@ LoraFormat parse_lora_format(std::string_view name);
 
 struct LoraWriteOptions {
   LoraFormat format = LoraFormat::kohya;
-  FileDtype dtype = FileDtype::F32;  ///< of the matrices (F32, BF16, F16); .alpha is always F32
-  std::string title;                 ///< modelspec.title; default: the file's stem
-  std::string resolution;            ///< modelspec.resolution, "1024x1024"; empty: left out
+  FileDtype dtype = FileDtype::F32;             ///< of the matrices (F32, BF16, F16); .alpha is always F32
+  std::string title;                            ///< modelspec.title; default: the file's stem
+  std::string resolution;                       ///< modelspec.resolution, "1024x1024"; empty: left out
   std::map<std::string, std::string> metadata;  ///< further header entries; win over ours
 };
 
@@ -43,10 +43,11 @@ struct LoraWriteOptions {
 /// block-diagonal, alpha scaled so that alpha / rank stays (SQ-TRN-031). PEFT: an adapter of a fused module is written once per layer.
 /// Throws LR_KEY (no such layer in the model), LR_SHAPE, NUM_NONFINITE (a value is not finite; the old file stays), CALL_VALUE (dtype)
 /// and IO codes.
-void write_lora(const std::filesystem::path& path, const std::vector<LoraLayer>& layers, const LoraNames& names, const LoraWriteOptions& options = {});
+void write_lora(const std::filesystem::path& path, const std::vector<LoraLayer>& layers, const LoraNames& names,
+                const LoraWriteOptions& options = {});
 
-/// Reads any of the formats, also mixed in one file; result ordered by layer name. A fused adapter whose up matrix is block-diagonal comes back as
-/// its layers' own adapters, any other keeps its module. alpha: the `.alpha` tensor, else the header's lora_adapter_metadata, else
+/// Reads any of the formats, also mixed in one file; result ordered by layer name. A fused adapter whose up matrix is block-diagonal comes
+/// back as its layers' own adapters, any other keeps its module. alpha: the `.alpha` tensor, else the header's lora_adapter_metadata, else
 /// (and where 0) the rank.
 /// Throws one Error that lists every LR_KEY, LR_SHAPE and LR_PAIR of the file; NUM_NONFINITE; ST and IO codes of the container.
 std::vector<LoraLayer> read_lora(const std::filesystem::path& path, const LoraNames& names);

@@ -22,11 +22,9 @@ namespace {
 enum class Role { down, up, alpha };
 
 constexpr std::pair<std::string_view, Role> suffixes[] = {
-    {".lora_down.weight", Role::down},      {".lora_up.weight", Role::up},
-    {".lora_A.weight", Role::down},         {".lora_B.weight", Role::up},
-    {".lora_A.default.weight", Role::down}, {".lora_B.default.weight", Role::up},
-    {".lora.down.weight", Role::down},      {".lora.up.weight", Role::up},
-    {".alpha", Role::alpha},
+    {".lora_down.weight", Role::down}, {".lora_up.weight", Role::up},          {".lora_A.weight", Role::down},
+    {".lora_B.weight", Role::up},      {".lora_A.default.weight", Role::down}, {".lora_B.default.weight", Role::up},
+    {".lora.down.weight", Role::down}, {".lora.up.weight", Role::up},          {".alpha", Role::alpha},
 };
 
 /// What one module name of the file stands for in this model.
@@ -131,7 +129,8 @@ LoraLayer slice(const LoraLayer& fused, const LoraPart& part, std::int64_t colum
   out.down.assign(down, down + static_cast<std::ptrdiff_t>(rank * fused.in));
   for (std::uint64_t r = 0; r < part.rows; ++r) {
     const std::uint64_t row = part.first_row + (part.swap_halves ? (r + part.rows / 2) % part.rows : r);
-    const auto begin = fused.up.begin() + static_cast<std::ptrdiff_t>(row * static_cast<std::uint64_t>(fused.rank)) + static_cast<std::ptrdiff_t>(column);
+    const auto begin =
+        fused.up.begin() + static_cast<std::ptrdiff_t>(row * static_cast<std::uint64_t>(fused.rank)) + static_cast<std::ptrdiff_t>(column);
     out.up.insert(out.up.end(), begin, begin + static_cast<std::ptrdiff_t>(rank));
   }
   return out;
@@ -173,7 +172,8 @@ bool fits(const std::string& name, const Group& group, const Target& target, Fin
     }
   const bool matrices = down.shape.size() == 2 && up.shape.size() == 2 && down.shape[0] == up.shape[1] && down.shape[0] > 0;
   if (!matrices || down.shape[1] != in || up.shape[0] != out) {
-    findings.add(Code::LR_SHAPE, fmt::format("'{}': down {} and up {}, expected [rank, {}] and [{}, rank]", printable(name), shape_of(down), shape_of(up), in, out));
+    findings.add(Code::LR_SHAPE, fmt::format("'{}': down {} and up {}, expected [rank, {}] and [{}, rank]", printable(name), shape_of(down),
+                                             shape_of(up), in, out));
     return false;
   }
   if (const TensorRecord* alpha = group[Role::alpha]; alpha && alpha->elements() != 1) {
@@ -191,12 +191,14 @@ std::vector<LoraLayer> read_lora(const std::filesystem::path& path, const LoraNa
   Findings findings(shown);
   std::map<std::string, Group> groups;
   for (const TensorRecord& tensor : file.header().tensors) {
-    const auto* suffix = std::find_if(std::begin(suffixes), std::end(suffixes), [&](const auto& s) { return tensor.name.ends_with(s.first); });
+    const auto* suffix =
+        std::find_if(std::begin(suffixes), std::end(suffixes), [&](const auto& s) { return tensor.name.ends_with(s.first); });
     if (suffix == std::end(suffixes)) {
       findings.add(Code::LR_KEY, fmt::format("'{}' is no LoRA tensor", printable(tensor.name)));
       continue;
     }
-    const TensorRecord*& place = groups[tensor.name.substr(0, tensor.name.size() - suffix->first.size())].tensors[static_cast<int>(suffix->second)];
+    const TensorRecord*& place =
+        groups[tensor.name.substr(0, tensor.name.size() - suffix->first.size())].tensors[static_cast<int>(suffix->second)];
     if (place) findings.add(Code::LR_KEY, fmt::format("'{}' and '{}' are the same matrix", printable(place->name), printable(tensor.name)));
     place = &tensor;
   }
@@ -242,7 +244,8 @@ std::vector<LoraLayer> read_lora(const std::filesystem::path& path, const LoraNa
       layer.alpha = metadata->alpha(layer.layer, layer.rank).value_or(0);
     }
     if (layer.alpha == 0) layer.alpha = static_cast<double>(layer.rank);
-    const bool finite = std::isfinite(layer.alpha) && std::all_of(layer.down.begin(), layer.down.end(), [](float x) { return std::isfinite(x); }) &&
+    const bool finite = std::isfinite(layer.alpha) &&
+                        std::all_of(layer.down.begin(), layer.down.end(), [](float x) { return std::isfinite(x); }) &&
                         std::all_of(layer.up.begin(), layer.up.end(), [](float x) { return std::isfinite(x); });
     if (!finite) findings.add(Code::NUM_NONFINITE, fmt::format("'{}' holds NaN or infinity", printable(name)));
 

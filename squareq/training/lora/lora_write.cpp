@@ -34,12 +34,15 @@ void check(const LoraLayer& layer, std::uint64_t out, std::uint64_t in) {
   const auto rows = static_cast<std::uint64_t>(layer.out), columns = static_cast<std::uint64_t>(layer.in);
   const auto rank = static_cast<std::uint64_t>(layer.rank);
   if (layer.rank <= 0 || rows != out || columns != in || layer.down.size() != rank * columns || layer.up.size() != rows * rank)
-    throw Error(Code::LR_SHAPE, fmt::format("adapter of '{}' is [{}, {}] at rank {}, the layer is [{}, {}]", printable(layer.layer), layer.out, layer.in,
-                                            layer.rank, out, in), {}, printable(layer.layer));
+    throw Error(Code::LR_SHAPE,
+                fmt::format("adapter of '{}' is [{}, {}] at rank {}, the layer is [{}, {}]", printable(layer.layer), layer.out, layer.in,
+                            layer.rank, out, in),
+                {}, printable(layer.layer));
   for (const std::vector<float>* matrix : {&layer.down, &layer.up})
     for (float x : *matrix)
       if (!std::isfinite(x))
-        throw Error(Code::NUM_NONFINITE, fmt::format("adapter of '{}' holds {}; not written", printable(layer.layer), x), {}, printable(layer.layer));
+        throw Error(Code::NUM_NONFINITE, fmt::format("adapter of '{}' holds {}; not written", printable(layer.layer), x), {},
+                    printable(layer.layer));
 }
 
 /// Row of the native module for row r of a part, and back: swapping halves is its own inverse.
@@ -90,12 +93,14 @@ std::vector<Entry> native_entries(const std::vector<LoraLayer>& layers, const Lo
     const auto as_whole = whole.find(&module);
     const auto as_parts = split.find(&module);
     if (as_whole != whole.end() && as_parts != split.end())
-      throw Error(Code::LR_KEY, fmt::format("module '{}' has an adapter of its own and one of its layer '{}'", module.native, as_parts->second.front().layer->layer));
+      throw Error(Code::LR_KEY, fmt::format("module '{}' has an adapter of its own and one of its layer '{}'", module.native,
+                                            as_parts->second.front().layer->layer));
     if (as_whole != whole.end()) {
       const LoraLayer& l = *as_whole->second;
       entries.push_back({{}, l.alpha, static_cast<std::uint64_t>(l.rank), module.in, module.out, l.down, l.up});
     } else if (as_parts != split.end()) {
-      std::sort(as_parts->second.begin(), as_parts->second.end(), [](const Piece& a, const Piece& b) { return a.part.first_row < b.part.first_row; });
+      std::sort(as_parts->second.begin(), as_parts->second.end(),
+                [](const Piece& a, const Piece& b) { return a.part.first_row < b.part.first_row; });
       entries.push_back(fuse(module, as_parts->second));
     } else {
       continue;
@@ -112,7 +117,8 @@ std::vector<Entry> diffusers_entries(const std::vector<LoraLayer>& layers, const
     if (const LoraModule* module = names.by_layer(layer.layer)) {
       for (const LoraPart& part : module->parts)
         if (part.layer == layer.layer) check(layer, part.rows, module->in);
-      entries.push_back({"transformer." + layer.layer, layer.alpha, rank, module->in, static_cast<std::uint64_t>(layer.out), layer.down, layer.up});
+      entries.push_back(
+          {"transformer." + layer.layer, layer.alpha, rank, module->in, static_cast<std::uint64_t>(layer.out), layer.down, layer.up});
     } else if (const LoraModule* native = names.by_native(layer.layer)) {
       check(layer, native->out, native->in);
       for (const LoraPart& part : native->parts) {
@@ -170,7 +176,10 @@ std::map<std::string, std::string> kohya_metadata(const std::vector<LoraLayer>& 
   const std::string& family = names.family();
   return {{"ss_v2", "False"},
           {"ss_base_model_version", family == "sdxl" ? "sdxl_base_v1-0" : family},
-          {"ss_network_module", family == "sdxl" ? "networks.lora" : family == "sd3" ? "networks.lora_sd3" : family == "flux2" ? "networks.lora_flux_2" : "networks.lora_flux"},
+          {"ss_network_module", family == "sdxl"    ? "networks.lora"
+                                : family == "sd3"   ? "networks.lora_sd3"
+                                : family == "flux2" ? "networks.lora_flux_2"
+                                                    : "networks.lora_flux"},
           {"ss_network_dim", mixed_rank ? "Dynamic" : std::to_string(first.rank)},
           {"ss_network_alpha", mixed_alpha ? "Dynamic" : fmt::format("{}", first.alpha)},
           {"ss_network_args", "{}"}};
@@ -191,7 +200,8 @@ void put(Image& image, const std::string& name, FileDtype dtype, std::vector<std
     } else {
       const std::uint16_t half = dtype == FileDtype::BF16 ? bf16_from_float(values[i]) : f16_from_float(values[i]);
       if ((half & (dtype == FileDtype::BF16 ? 0x7F80 : 0x7C00)) == (dtype == FileDtype::BF16 ? 0x7F80 : 0x7C00))
-        throw Error(Code::NUM_NONFINITE, fmt::format("{} of '{}' does not fit {}; write the adapter in F32", values[i], name, dtype_name(dtype)), {}, {}, name);
+        throw Error(Code::NUM_NONFINITE,
+                    fmt::format("{} of '{}' does not fit {}; write the adapter in F32", values[i], name, dtype_name(dtype)), {}, {}, name);
       std::memcpy(bytes.data() + 2 * i, &half, 2);
     }
   }
@@ -233,10 +243,12 @@ LoraFormat parse_lora_format(std::string_view name) {
   throw Error(Code::CFG_VALUE, fmt::format("LoRA format '{}' is none of kohya, peft, comfy", printable(name)));
 }
 
-void write_lora(const std::filesystem::path& path, const std::vector<LoraLayer>& layers, const LoraNames& names, const LoraWriteOptions& options) {
+void write_lora(const std::filesystem::path& path, const std::vector<LoraLayer>& layers, const LoraNames& names,
+                const LoraWriteOptions& options) {
   if (layers.empty()) throw Error(Code::LR_KEY, "no adapter to write", printable_path(path));
   if (options.dtype != FileDtype::F32 && options.dtype != FileDtype::BF16 && options.dtype != FileDtype::F16)
-    throw Error(Code::CALL_VALUE, fmt::format("adapters are written as F32, BF16 or F16, not {}", dtype_name(options.dtype)), printable_path(path));
+    throw Error(Code::CALL_VALUE, fmt::format("adapters are written as F32, BF16 or F16, not {}", dtype_name(options.dtype)),
+                printable_path(path));
   const bool peft = options.format == LoraFormat::peft, kohya = options.format == LoraFormat::kohya;
   const std::vector<Entry> entries = peft ? diffusers_entries(layers, names) : native_entries(layers, names, options.format);
 
@@ -257,7 +269,8 @@ void write_lora(const std::filesystem::path& path, const std::vector<LoraLayer>&
     metadata["modelspec.architecture"] = modelspec_architecture(names);
     metadata["modelspec.implementation"] = "https://github.com/black-forest-labs/flux";
     if (names.family() == "flux2") metadata["modelspec.implementation"] = "https://github.com/black-forest-labs/flux2";
-    if (names.family() == "sdxl" || names.family() == "sd3") metadata["modelspec.implementation"] = "https://github.com/Stability-AI/generative-models";
+    if (names.family() == "sdxl" || names.family() == "sd3")
+      metadata["modelspec.implementation"] = "https://github.com/Stability-AI/generative-models";
     metadata["modelspec.title"] = options.title.empty() ? path.stem().string() : options.title;
     if (!options.resolution.empty()) metadata["modelspec.resolution"] = options.resolution;
   }

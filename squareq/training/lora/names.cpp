@@ -23,7 +23,7 @@ Architecture in_diffusers_names(const Architecture& model) {
 
 }  // namespace
 
-LoraNames::LoraNames(const Architecture& model) : family_(model.family()), id_(model.id()) {
+LoraNames::LoraNames(const Architecture& model) : family_(model.family()), id_(model.published() ? model.id() : model.family()) {
   const Architecture diffusers = in_diffusers_names(model);
   for (const ArchitectureLayer& layer : diffusers.layers()) {
     const auto native = diffusers.native(layer.name + std::string(weight));

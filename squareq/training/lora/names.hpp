@@ -45,6 +45,7 @@ class LoraNames {
   std::string_view layer_by_underscores(std::string_view name) const;
 
   const std::string& family() const { return family_; }
+  /// Id of the published model, or the family's where the sizes are nobody's published ones.
   const std::string& id() const { return id_; }
 
  private:

@@ -41,6 +41,7 @@ std::vector<Picture> interleave(const std::vector<std::vector<Picture>>& sets, s
 
 /// Decodes `latents` [N, tokens, channels] of a safetensors file, N at most `limit` (0: all). DS_TENSOR, DS_SHAPE; CFG_VALUE where no
 /// decoder is known for that many channels.
-std::vector<Picture> read_pictures(const std::filesystem::path& file, std::int64_t limit, std::int64_t height, std::int64_t width, std::string_view decoder = "auto");
+std::vector<Picture> read_pictures(const std::filesystem::path& file, std::int64_t limit, std::int64_t height, std::int64_t width,
+                                   std::string_view decoder = "auto");
 
 }  // namespace squareq::training

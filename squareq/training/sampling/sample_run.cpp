@@ -23,12 +23,16 @@ void require_running(const std::atomic<bool>* stop) {
 }
 
 /// Start noise of prompts [first, first + count).
-torch::Tensor start_noise(const Cache& cache, const SampleOptions& o, std::int64_t first, std::int64_t count, std::int64_t tokens, std::int64_t channels) {
+torch::Tensor start_noise(const Cache& cache, const SampleOptions& o, std::int64_t first, std::int64_t count, std::int64_t tokens,
+                          std::int64_t channels) {
   torch::Tensor noise = torch::empty({count, tokens, channels});
   for (std::int64_t b = 0; b < count; ++b) {
     float* out = noise.data_ptr<float>() + b * tokens * channels;
-    if (cache.has_noise() && !o.fresh_noise) cache.read_noise(first + b, out);
-    else RandomStream(o.seed, Purpose::sample, static_cast<std::uint64_t>(first + b)).fill_normal({out, static_cast<std::size_t>(tokens * channels)});
+    if (cache.has_noise() && !o.fresh_noise)
+      cache.read_noise(first + b, out);
+    else
+      RandomStream(o.seed, Purpose::sample, static_cast<std::uint64_t>(first + b))
+          .fill_normal({out, static_cast<std::size_t>(tokens * channels)});
   }
   return noise;
 }
@@ -81,13 +85,16 @@ SampleReport sample(Transformer& model, const SampleOptions& o) {
   cache.require_sizes(m.in_channels, m.joint_attention_dim, m.pooled_projection_dim);
   if (o.steps < 1) throw Error(Code::CFG_VALUE, fmt::format("{} sampling steps, expected at least 1", o.steps));
   if (o.batch < 1) throw Error(Code::CFG_VALUE, fmt::format("a batch of {} pictures, expected at least 1", o.batch));
-  if (o.first < 0 || o.first >= cache.size()) throw Error(Code::CFG_VALUE, fmt::format("first prompt is {}, the cache has {}", o.first, cache.size()));
+  if (o.first < 0 || o.first >= cache.size())
+    throw Error(Code::CFG_VALUE, fmt::format("first prompt is {}, the cache has {}", o.first, cache.size()));
   const std::int64_t count = o.count == 0 ? cache.size() - o.first : o.count;
   if (count < 1 || o.first + count > cache.size())
     throw Error(Code::CFG_VALUE, fmt::format("prompts {} .. {} asked for, the cache has {}", o.first, o.first + count - 1, cache.size()));
   std::int64_t tokens = cache.shape().tokens;
   if (tokens == 0) tokens = o.height * o.width;
-  if (tokens == 0) throw Error(Code::CFG_VALUE, fmt::format("{} has neither noise nor latents: --height and --width (in tokens) are needed", printable_path(o.prompts)));
+  if (tokens == 0)
+    throw Error(Code::CFG_VALUE,
+                fmt::format("{} has neither noise nor latents: --height and --width (in tokens) are needed", printable_path(o.prompts)));
   const TokenGrid grid = token_grid(tokens, o.height, o.width);
   const Decoder decoder = choose_decoder(o.decoder, m.in_channels);
 
@@ -105,9 +112,11 @@ SampleReport sample(Transformer& model, const SampleOptions& o) {
     const TextBatch text = read_text(cache, rows, std::vector<std::uint8_t>(rows.size(), 1), model);
     euler.progress = [&](std::int64_t done) {
       if (o.progress)
-        o.progress(static_cast<std::uint64_t>(at * o.steps + n * done), static_cast<std::uint64_t>(count * o.steps), fmt::format("picture {} of {}", at + n, count));
+        o.progress(static_cast<std::uint64_t>(at * o.steps + n * done), static_cast<std::uint64_t>(count * o.steps),
+                   fmt::format("picture {} of {}", at + n, count));
     };
-    latents.slice(0, at, at + n).copy_(euler_sample(model, start_noise(cache, o, o.first + at, n, tokens, m.in_channels), text.tokens, text.pooled, ids, euler));
+    latents.slice(0, at, at + n)
+        .copy_(euler_sample(model, start_noise(cache, o, o.first + at, n, tokens, m.in_channels), text.tokens, text.pooled, ids, euler));
   }
 
   SampleReport report;

@@ -58,7 +58,8 @@ std::string text(const json& object, const char* key, const std::filesystem::pat
 std::int64_t step_of(const std::string& name) {
   if (!name.starts_with(prefix) || !name.ends_with(suffix)) return -1;
   const std::string digits = name.substr(prefix.size(), name.size() - prefix.size() - suffix.size());
-  if (digits.empty() || digits.size() > 18 || !std::all_of(digits.begin(), digits.end(), [](unsigned char c) { return std::isdigit(c); })) return -1;
+  if (digits.empty() || digits.size() > 18 || !std::all_of(digits.begin(), digits.end(), [](unsigned char c) { return std::isdigit(c); }))
+    return -1;
   return std::stoll(digits);
 }
 
@@ -111,7 +112,8 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
     if (!metadata) damaged(path, "is no checkpoint: its header has no squareq.checkpoint record");
     const json record = parse_strict(*metadata, printable_path(path), Code::CK_TRUNCATED);
     if (!record.is_object()) damaged(path, "its record is no object");
-    if (const std::int64_t version = whole(record, "version", path); version != 1) damaged(path, fmt::format("version {}, this program reads 1", version));
+    if (const std::int64_t version = whole(record, "version", path); version != 1)
+      damaged(path, fmt::format("version {}, this program reads 1", version));
     Checkpoint c;
     c.step = whole(record, "step", path);
     c.optimizer_step = whole(record, "optimizer_step", path);
@@ -126,7 +128,8 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
     if (!record.contains("layers") || !record["layers"].is_array()) damaged(path, "its record has no layers");
     for (const json& l : record["layers"]) {
       if (!l.is_object() || !l.contains("alpha") || !l["alpha"].is_number()) damaged(path, "a layer of its record has no alpha");
-      c.identity.layers.push_back({text(l, "name", path), whole(l, "rank", path), whole(l, "in", path), whole(l, "out", path), l["alpha"].get<double>()});
+      c.identity.layers.push_back(
+          {text(l, "name", path), whole(l, "rank", path), whole(l, "in", path), whole(l, "out", path), l["alpha"].get<double>()});
     }
     if (!record.contains("xxh3") || !record["xxh3"].is_object()) damaged(path, "its record has no digests");
     const json& digests = record["xxh3"];
@@ -134,17 +137,22 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
       damaged(path, fmt::format("holds {} tensors, its record lists {}", file.header().tensors.size(), digests.size()));
     for (const TensorRecord& t : file.header().tensors) {
       const bool losses = t.name == losses_name;
-      if (t.dtype != (losses ? FileDtype::F64 : FileDtype::F32)) damaged(path, fmt::format("tensor '{}' is {}", printable(t.name), dtype_name(t.dtype)));
+      if (t.dtype != (losses ? FileDtype::F64 : FileDtype::F32))
+        damaged(path, fmt::format("tensor '{}' is {}", printable(t.name), dtype_name(t.dtype)));
       if (!digests.contains(t.name) || digests[t.name] != json(digest_hex(tensor_digest(file, t))))
         damaged(path, fmt::format("bytes of tensor '{}' differ from their checksum", printable(t.name)));
-      if (losses) c.losses = read_as<double>(file, t);
-      else c.tensors.push_back({t.name, t.shape, read_as<float>(file, t)});
+      if (losses)
+        c.losses = read_as<double>(file, t);
+      else
+        c.tensors.push_back({t.name, t.shape, read_as<float>(file, t)});
     }
-    if (c.step < 0 || c.losses.size() != static_cast<std::size_t>(c.step)) damaged(path, fmt::format("{} losses for {} steps", c.losses.size(), c.step));
+    if (c.step < 0 || c.losses.size() != static_cast<std::size_t>(c.step))
+      damaged(path, fmt::format("{} losses for {} steps", c.losses.size(), c.step));
     return c;
   } catch (const Error& e) {
     // What makes the container unreadable makes the checkpoint incomplete; a missing file or a failing disk stays what it is.
-    if (code_class(e.code()) == CodeClass::FORMAT && e.code() != Code::CK_TRUNCATED) damaged(path, fmt::format("{} ({})", e.what(), code_name(e.code())));
+    if (code_class(e.code()) == CodeClass::FORMAT && e.code() != Code::CK_TRUNCATED)
+      damaged(path, fmt::format("{} ({})", e.what(), code_name(e.code())));
     if (e.code() == Code::IO_SHORT_READ) damaged(path, e.what());
     throw;
   }
@@ -169,7 +177,8 @@ bool has_checkpoints(const std::filesystem::path& folder) { return !list(folder)
 
 void require_same(const RunIdentity& run, const RunIdentity& checkpoint, const std::string& file) {
   std::vector<std::string> differences;
-  if (run.base != checkpoint.base) differences.push_back(fmt::format("base is {}, the checkpoint's is {}", run.base, printable(checkpoint.base)));
+  if (run.base != checkpoint.base)
+    differences.push_back(fmt::format("base is {}, the checkpoint's is {}", run.base, printable(checkpoint.base)));
   std::map<std::string, std::pair<std::string, std::string>> settings;
   for (const auto& [key, value] : run.settings) settings[key] = {value, "absent"};
   for (const auto& [key, value] : checkpoint.settings) {
@@ -177,7 +186,8 @@ void require_same(const RunIdentity& run, const RunIdentity& checkpoint, const s
     if (!added) at->second.second = printable(value);
   }
   for (const auto& [key, values] : settings)
-    if (values.first != values.second) differences.push_back(fmt::format("{} is {}, the checkpoint's is {}", printable(key), values.first, values.second));
+    if (values.first != values.second)
+      differences.push_back(fmt::format("{} is {}, the checkpoint's is {}", printable(key), values.first, values.second));
 
   std::map<std::string, std::pair<const RunIdentity::Layer*, const RunIdentity::Layer*>> layers;
   for (const auto& layer : run.layers) layers[layer.name].first = &layer;
@@ -191,13 +201,15 @@ void require_same(const RunIdentity& run, const RunIdentity& checkpoint, const s
     } else if (!mine) {
       if (only_checkpoint++ == 0) first_checkpoint = printable(name);
     } else if (!(*mine == *theirs) && changed++ < 3) {
-      differences.push_back(fmt::format("{} has rank {} alpha {} [{}, {}], the checkpoint's has rank {} alpha {} [{}, {}]", name, mine->rank, mine->alpha, mine->out,
-                                        mine->in, theirs->rank, theirs->alpha, theirs->out, theirs->in));
+      differences.push_back(fmt::format("{} has rank {} alpha {} [{}, {}], the checkpoint's has rank {} alpha {} [{}, {}]", name,
+                                        mine->rank, mine->alpha, mine->out, mine->in, theirs->rank, theirs->alpha, theirs->out,
+                                        theirs->in));
     }
   }
   if (changed > 3) differences.push_back(fmt::format("{} more layers differ alike", changed - 3));
   if (only_run > 0) differences.push_back(fmt::format("{} layers are not in the checkpoint (first: {})", only_run, first_run));
-  if (only_checkpoint > 0) differences.push_back(fmt::format("{} layers are in the checkpoint only (first: {})", only_checkpoint, first_checkpoint));
+  if (only_checkpoint > 0)
+    differences.push_back(fmt::format("{} layers are in the checkpoint only (first: {})", only_checkpoint, first_checkpoint));
   if (!differences.empty()) throw Error(Code::CK_MISMATCH, fmt::format("{}: {}", file, fmt::join(differences, "; ")), file);
 }
 

@@ -37,7 +37,7 @@ struct Checkpoint {
   std::int64_t optimizer_step = 0;  ///< updates done
   std::int64_t skipped = 0;         ///< steps skipped for NaN or infinity, in all
   std::int64_t skipped_in_a_row = 0;
-  std::vector<double> losses;       ///< [step], NaN for a skipped one
+  std::vector<double> losses;  ///< [step], NaN for a skipped one
   std::vector<CheckpointTensor> tensors;
 };
 

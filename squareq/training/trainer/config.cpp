@@ -60,7 +60,8 @@ class Value {
     if (!value_.is_number()) wrong_type("a number");
     const double x = value_.get<double>();
     if (!(x >= low && x <= high) || (above && x == low))
-      throw Error(Code::CFG_VALUE, fmt::format("{} is {}, expected {} {} .. {}", key_, shown(), above ? "more than" : "at least", low, high));
+      throw Error(Code::CFG_VALUE,
+                  fmt::format("{} is {}, expected {} {} .. {}", key_, shown(), above ? "more than" : "at least", low, high));
     return x;
   }
 
@@ -71,10 +72,12 @@ class Value {
 
   std::vector<std::string> texts() const {
     std::vector<std::string> list;
-    if (value_.is_string()) list.push_back(text());
+    if (value_.is_string())
+      list.push_back(text());
     else if (value_.is_array())
       for (std::size_t i = 0; i < value_.size(); ++i) list.push_back(Value(fmt::format("{}[{}]", key_, i), value_[i]).text());
-    else wrong_type("a string or a list of strings");
+    else
+      wrong_type("a string or a list of strings");
     for (const std::string& item : list)
       if (item.empty()) throw Error(Code::CFG_VALUE, key_ + " holds an empty string");
     return list;
@@ -121,6 +124,7 @@ LoraInit parse_init(const std::string& name) {
 const std::map<std::string, std::function<void(RunConfig&, const Value&)>>& fields() {
   using C = RunConfig&;
   using V = const Value&;
+  // clang-format off: one line per key
   static const std::map<std::string, std::function<void(C, V)>> table = {
       {"model.slab", [](C c, V v) { c.model.slab = v.path(); }},
       {"model.base", [](C c, V v) { c.model.base = v.is_null() ? std::nullopt : std::optional(v.path()); }},
@@ -169,6 +173,7 @@ const std::map<std::string, std::function<void(RunConfig&, const Value&)>>& fiel
       {"sample.guidance", [](C c, V v) { c.sample.guidance = v.number(0, 1000); }},
       {"sample.seed", [](C c, V v) { c.sample.seed = v.seed(); }},
   };
+  // clang-format on
   return table;
 }
 
@@ -222,7 +227,8 @@ void check_together(const RunConfig& c) {
   if (c.schedule.warmup > c.train.steps)
     throw Error(Code::CFG_VALUE, fmt::format("schedule.warmup is {}, more than train.steps {}", c.schedule.warmup, c.train.steps));
   if (c.output.sample_every > 0 && !c.sample.prompts)
-    throw Error(Code::CFG_VALUE, fmt::format("output.sample_every is {}, but sample.prompts names no cache of prompts", c.output.sample_every));
+    throw Error(Code::CFG_VALUE,
+                fmt::format("output.sample_every is {}, but sample.prompts names no cache of prompts", c.output.sample_every));
   if (c.memory.vram > 0 && c.memory.vram < c.memory.budget)
     throw Error(Code::CFG_VALUE, fmt::format("memory.vram is {} bytes, less than memory.budget {}", c.memory.vram, c.memory.budget));
 }
@@ -234,7 +240,8 @@ RunConfig parse_config(const std::string& text, const std::vector<std::string>& 
   if (!root.is_object()) throw Error(Code::CFG_TYPE, fmt::format("{}: is a list, expected an object", name), name);
   for (const auto& [section, content] : root.items()) {
     if (!is_section(section)) unknown_key(section);
-    if (!content.is_object()) throw Error(Code::CFG_TYPE, fmt::format("{} is a {}, expected an object", section, content.type_name()), name);
+    if (!content.is_object())
+      throw Error(Code::CFG_TYPE, fmt::format("{} is a {}, expected an object", section, content.type_name()), name);
   }
   for (const std::string& item : overrides) apply_override(root, item);
 
@@ -266,24 +273,43 @@ std::string effective_config(const RunConfig& c) {
   constexpr const char* init_names[] = {"peft", "squareq", "gaussian"};
   json root;
   root["model"] = {{"slab", c.model.slab.string()}, {"base", optional(c.model.base)}};
-  root["data"] = {{"train", texts(c.data.train)}, {"validation", c.data.validation.empty() ? json(nullptr) : texts(c.data.validation)},
-                  {"caption_dropout", c.data.caption_dropout}, {"height", c.data.height}, {"width", c.data.width}};
-  root["lora"] = {{"rank", c.lora.rank}, {"alpha", c.lora.alpha}, {"targets", c.lora.targets},
-                  {"init", init_names[static_cast<int>(c.lora.init)]}, {"dropout", c.lora.dropout},
-                  {"start", optional(c.lora.start)}};
-  root["optimizer"] = {{"name", c.optimizer.name}, {"lr", c.optimizer.lr}, {"betas", c.optimizer.betas}, {"eps", c.optimizer.eps},
+  root["data"] = {{"train", texts(c.data.train)},
+                  {"validation", c.data.validation.empty() ? json(nullptr) : texts(c.data.validation)},
+                  {"caption_dropout", c.data.caption_dropout},
+                  {"height", c.data.height},
+                  {"width", c.data.width}};
+  root["lora"] = {{"rank", c.lora.rank},       {"alpha", c.lora.alpha},
+                  {"targets", c.lora.targets}, {"init", init_names[static_cast<int>(c.lora.init)]},
+                  {"dropout", c.lora.dropout}, {"start", optional(c.lora.start)}};
+  root["optimizer"] = {{"name", c.optimizer.name},
+                       {"lr", c.optimizer.lr},
+                       {"betas", c.optimizer.betas},
+                       {"eps", c.optimizer.eps},
                        {"weight_decay", c.optimizer.weight_decay}};
   root["schedule"] = {{"name", c.schedule.name}, {"warmup", c.schedule.warmup}};
   const TimestepOptions& t = c.train.timesteps;
-  root["train"] = {{"steps", c.train.steps}, {"batch", c.train.batch}, {"accumulation", c.train.accumulation},
-                   {"checkpointing", c.train.checkpointing}, {"dtype", c.train.dtype}, {"timesteps", timestep_sampling_name(t.sampling)},
-                   {"timestep_mean", t.mean}, {"timestep_std", t.std}, {"timestep_shift", t.shift}, {"guidance", c.train.guidance},
-                   {"seed", c.train.seed}, {"clip", c.train.clip}, {"max_skipped", c.train.max_skipped}, {"draws", optional(c.train.draws)}};
-  root["memory"] = {{"budget", c.memory.budget}, {"vram", c.memory.vram}, {"resident_blocks", c.memory.resident_blocks},
-                    {"threads", c.memory.threads}};
+  root["train"] = {{"steps", c.train.steps},
+                   {"batch", c.train.batch},
+                   {"accumulation", c.train.accumulation},
+                   {"checkpointing", c.train.checkpointing},
+                   {"dtype", c.train.dtype},
+                   {"timesteps", timestep_sampling_name(t.sampling)},
+                   {"timestep_mean", t.mean},
+                   {"timestep_std", t.std},
+                   {"timestep_shift", t.shift},
+                   {"guidance", c.train.guidance},
+                   {"seed", c.train.seed},
+                   {"clip", c.train.clip},
+                   {"max_skipped", c.train.max_skipped},
+                   {"draws", optional(c.train.draws)}};
+  root["memory"] = {
+      {"budget", c.memory.budget}, {"vram", c.memory.vram}, {"resident_blocks", c.memory.resident_blocks}, {"threads", c.memory.threads}};
   root["output"] = {{"dir", c.output.dir.string()}, {"save_every", c.output.save_every}, {"sample_every", c.output.sample_every}};
-  root["sample"] = {{"prompts", optional(c.sample.prompts)}, {"count", c.sample.count}, {"steps", c.sample.steps},
-                    {"guidance", c.sample.guidance}, {"seed", c.sample.seed}};
+  root["sample"] = {{"prompts", optional(c.sample.prompts)},
+                    {"count", c.sample.count},
+                    {"steps", c.sample.steps},
+                    {"guidance", c.sample.guidance},
+                    {"seed", c.sample.seed}};
   return root.dump(2, ' ', false, json::error_handler_t::replace);
 }
 

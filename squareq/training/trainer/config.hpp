@@ -22,14 +22,14 @@ struct RunConfig {
     std::optional<std::filesystem::path> base;  ///< for slabs without companion
   } model;
   struct {
-    std::vector<std::filesystem::path> train;      ///< one cache or several; required
-    std::vector<std::filesystem::path> validation; ///< none: no validation loss
-    double caption_dropout = 0.1;                  ///< share of samples that see the empty caption
-    std::int64_t height = 0, width = 0;            ///< token grid; both 0: square
+    std::vector<std::filesystem::path> train;       ///< one cache or several; required
+    std::vector<std::filesystem::path> validation;  ///< none: no validation loss
+    double caption_dropout = 0.1;                   ///< share of samples that see the empty caption
+    std::int64_t height = 0, width = 0;             ///< token grid; both 0: square
   } data;
   struct {
     std::int64_t rank = 16;
-    double alpha = 16.0;               ///< default: rank
+    double alpha = 16.0;                          ///< default: rank
     std::vector<std::string> targets{"default"};  ///< one of default, attention, all-block-linears; or name patterns with *
     LoraInit init = LoraInit::peft;
     double dropout = 0.0;
@@ -47,23 +47,23 @@ struct RunConfig {
     std::int64_t warmup = 0;        ///< steps; lr * (step + 1) / warmup
   } schedule;
   struct {
-    std::int64_t steps = 0;         ///< required
+    std::int64_t steps = 0;  ///< required
     std::int64_t batch = 1;
     std::int64_t accumulation = 1;
     bool checkpointing = true;
-    std::string dtype = "auto";     ///< auto: bf16 on GPUs, f32 on CPUs
-    TimestepOptions timesteps;      ///< keys timesteps, timestep_mean, timestep_std, timestep_shift
-    double guidance = 1.0;          ///< input of models with guidance embedding
+    std::string dtype = "auto";  ///< auto: bf16 on GPUs, f32 on CPUs
+    TimestepOptions timesteps;   ///< keys timesteps, timestep_mean, timestep_std, timestep_shift
+    double guidance = 1.0;       ///< input of models with guidance embedding
     std::uint64_t seed = 0;
-    double clip = 1.0;              ///< norm of all gradients; 0: off
-    std::int64_t max_skipped = 5;   ///< consecutive steps with NaN or infinity before the run stops
+    double clip = 1.0;                           ///< norm of all gradients; 0: off
+    std::int64_t max_skipped = 5;                ///< consecutive steps with NaN or infinity before the run stops
     std::optional<std::filesystem::path> draws;  ///< debugging: order, t, noise and kept captions from a file
   } train;
   struct {
-    std::uint64_t budget = 0;       ///< bytes of weights on the device; 0: no limit
-    std::uint64_t vram = 0;         ///< bytes of everything on the device; 0: no limit
+    std::uint64_t budget = 0;          ///< bytes of weights on the device; 0: no limit
+    std::uint64_t vram = 0;            ///< bytes of everything on the device; 0: no limit
     std::int64_t resident_blocks = 0;  ///< 0: all
-    unsigned threads = 0;           ///< 0: all cores
+    unsigned threads = 0;              ///< 0: all cores
   } memory;
   struct {
     std::filesystem::path dir;      ///< required
@@ -72,7 +72,7 @@ struct RunConfig {
   } output;
   struct {
     std::optional<std::filesystem::path> prompts;
-    std::int64_t count = 16;        ///< first prompts of the cache
+    std::int64_t count = 16;  ///< first prompts of the cache
     std::int64_t steps = 28;
     double guidance = 3.0;
     std::uint64_t seed = 0;

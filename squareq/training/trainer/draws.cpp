@@ -22,7 +22,8 @@ class SeededDraws : public DrawSource {
     const auto batch = static_cast<std::size_t>(o_.batch);
     Draws d;
     d.noise.resize(batch * static_cast<std::size_t>(o_.elements));
-    RandomStream timestep(o_.seed, Purpose::timestep, index), noise(o_.seed, Purpose::noise, index), caption(o_.seed, Purpose::caption, index);
+    RandomStream timestep(o_.seed, Purpose::timestep, index), noise(o_.seed, Purpose::noise, index),
+        caption(o_.seed, Purpose::caption, index);
     for (std::size_t b = 0; b < batch; ++b) {
       d.rows.push_back(row(index * batch + b));
       d.t.push_back(draw_timestep(o_.timesteps, timestep));
@@ -68,7 +69,9 @@ class FileDraws : public DrawSource {
     const std::uint64_t steps = order.shape[0];
     for (const TensorRecord* tensor : {&t, &keep, std::as_const(noise_)})
       if (tensor->shape[0] != steps)
-        throw Error(Code::DS_COUNT, fmt::format("{}: '{}' has {} micro-batches, 'order' has {}", shown, tensor->name, tensor->shape[0], steps), shown, {}, tensor->name);
+        throw Error(Code::DS_COUNT,
+                    fmt::format("{}: '{}' has {} micro-batches, 'order' has {}", shown, tensor->name, tensor->shape[0], steps), shown, {},
+                    tensor->name);
     if (steps < static_cast<std::uint64_t>(count))
       throw Error(Code::DS_COUNT, fmt::format("{}: draws of {} micro-batches, the run needs {}", shown, steps, count), shown);
 
@@ -80,7 +83,8 @@ class FileDraws : public DrawSource {
     file_.read(t, 0, t_.data(), t.bytes());
     for (std::size_t i = 0; i < order_.size(); ++i) {
       if (order_[i] < 0 || order_[i] >= rows)
-        throw Error(Code::DS_SHAPE, fmt::format("{}: 'order' names row {}, the data set has {}", shown, order_[i], rows), shown, {}, "order");
+        throw Error(Code::DS_SHAPE, fmt::format("{}: 'order' names row {}, the data set has {}", shown, order_[i], rows), shown, {},
+                    "order");
       if (!(t_[i] >= 0.0f && t_[i] <= 1.0f))
         throw Error(Code::DS_SHAPE, fmt::format("{}: 'timestep' holds {}, expected 0 .. 1", shown, t_[i]), shown, {}, "timestep");
     }
@@ -103,13 +107,17 @@ class FileDraws : public DrawSource {
     const TensorRecord* tensor = file_.header().find(name);
     if (!tensor) throw Error(Code::DS_TENSOR, fmt::format("{}: no tensor '{}'", shown, name), shown, {}, name);
     if (tensor->shape.size() < 2 || tensor->shape[1] != batch_ || tensor->elements() != tensor->shape[0] * per_step)
-      throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' holds {} numbers for {} micro-batches of {}, expected {} each", shown, name, tensor->elements(),
-                                              tensor->shape.empty() ? 0 : tensor->shape[0], batch_, per_step), shown, {}, name);
+      throw Error(Code::DS_SHAPE,
+                  fmt::format("{}: '{}' holds {} numbers for {} micro-batches of {}, expected {} each", shown, name, tensor->elements(),
+                              tensor->shape.empty() ? 0 : tensor->shape[0], batch_, per_step),
+                  shown, {}, name);
     return *tensor;
   }
   void require(const TensorRecord& tensor, bool good, const char* expected) const {
     const std::string shown = printable_path(file_.path());
-    if (!good) throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' is {}, expected {}", shown, tensor.name, dtype_name(tensor.dtype), expected), shown, {}, tensor.name);
+    if (!good)
+      throw Error(Code::DS_SHAPE, fmt::format("{}: '{}' is {}, expected {}", shown, tensor.name, dtype_name(tensor.dtype), expected), shown,
+                  {}, tensor.name);
   }
 
   SafetensorsFile file_;
@@ -124,7 +132,8 @@ class FileDraws : public DrawSource {
 
 std::unique_ptr<DrawSource> seeded_draws(const SeededDrawsOptions& options) { return std::make_unique<SeededDraws>(options); }
 
-std::unique_ptr<DrawSource> file_draws(const std::filesystem::path& path, std::int64_t rows, std::int64_t batch, std::int64_t elements, std::int64_t count) {
+std::unique_ptr<DrawSource> file_draws(const std::filesystem::path& path, std::int64_t rows, std::int64_t batch, std::int64_t elements,
+                                       std::int64_t count) {
   return std::make_unique<FileDraws>(path, rows, batch, elements, count);
 }
 

@@ -21,7 +21,8 @@ torch::Tensor read_latents(const Cache& cache, const std::vector<std::int64_t>& 
   return batch.to(device);
 }
 
-TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep, const Transformer& model) {
+TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep,
+                    const Transformer& model) {
   const CacheShape& s = cache.shape();
   const auto batch = static_cast<std::int64_t>(rows.size());
   torch::Tensor tokens = torch::zeros({batch, s.text_tokens, s.text_dim});
@@ -41,7 +42,8 @@ ForwardInputs make_inputs(const TextBatch& text, const torch::Tensor& img_ids, d
   in.pooled_projections = text.pooled;
   in.img_ids = img_ids;
   in.txt_ids = torch::zeros({text.tokens.size(1), img_ids.size(1)}, img_ids.options());
-  if (model.config().guidance_embeds) in.guidance = torch::full({text.tokens.size(0)}, guidance, torch::TensorOptions(model.device()).dtype(torch::kFloat32));
+  if (model.config().guidance_embeds)
+    in.guidance = torch::full({text.tokens.size(0)}, guidance, torch::TensorOptions(model.device()).dtype(torch::kFloat32));
   return in;
 }
 

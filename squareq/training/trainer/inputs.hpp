@@ -22,7 +22,8 @@ struct TextBatch {
   torch::Tensor tokens;  ///< [B, text_tokens, text_dim]
   torch::Tensor pooled;  ///< [B, pooled_dim]
 };
-TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep, const Transformer& model);
+TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep,
+                    const Transformer& model);
 
 /// Everything but hidden_states and timestep. `guidance` is used where the model has a guidance embedding.
 ForwardInputs make_inputs(const TextBatch& text, const torch::Tensor& img_ids, double guidance, const Transformer& model);

@@ -34,14 +34,16 @@ std::vector<float> values_of(const torch::Tensor& tensor) {
 
 void add_pass(sq_step_metrics& step, const sq_step_metrics& pass) {
   step.size = sizeof(sq_step_metrics);
-  for (auto field : {&sq_step_metrics::h2d_bytes, &sq_step_metrics::d2h_bytes, &sq_step_metrics::stall_count, &sq_step_metrics::evictions,
-                     &sq_step_metrics::prefetch_hits, &sq_step_metrics::prefetch_misses, &sq_step_metrics::dtype_promotions, &sq_step_metrics::nan_count,
-                     &sq_step_metrics::inf_count, &sq_step_metrics::disk_read_bytes, &sq_step_metrics::launches})
+  for (auto field :
+       {&sq_step_metrics::h2d_bytes, &sq_step_metrics::d2h_bytes, &sq_step_metrics::stall_count, &sq_step_metrics::evictions,
+        &sq_step_metrics::prefetch_hits, &sq_step_metrics::prefetch_misses, &sq_step_metrics::dtype_promotions, &sq_step_metrics::nan_count,
+        &sq_step_metrics::inf_count, &sq_step_metrics::disk_read_bytes, &sq_step_metrics::launches})
     step.*field += pass.*field;
-  for (auto field : {&sq_step_metrics::copy_time_ms, &sq_step_metrics::compute_time_ms, &sq_step_metrics::stall_time_ms, &sq_step_metrics::wall_ms,
-                     &sq_step_metrics::slot_wait_ms, &sq_step_metrics::disk_read_ms})
+  for (auto field : {&sq_step_metrics::copy_time_ms, &sq_step_metrics::compute_time_ms, &sq_step_metrics::stall_time_ms,
+                     &sq_step_metrics::wall_ms, &sq_step_metrics::slot_wait_ms, &sq_step_metrics::disk_read_ms})
     step.*field += pass.*field;
-  for (auto field : {&sq_step_metrics::host_pool_free, &sq_step_metrics::host_pool_in_use, &sq_step_metrics::pinned_bytes}) step.*field = pass.*field;
+  for (auto field : {&sq_step_metrics::host_pool_free, &sq_step_metrics::host_pool_in_use, &sq_step_metrics::pinned_bytes})
+    step.*field = pass.*field;
   step.vram_used_mb = pass.vram_used_mb;
   step.vram_reserved_mb = pass.vram_reserved_mb;
   step.vram_peak_bytes = std::max(step.vram_peak_bytes, pass.vram_peak_bytes);
@@ -65,7 +67,8 @@ TrainingLoop::TrainingLoop(const RunConfig& config, Transformer& model)
   if (config.train.draws) {
     draws_ = file_draws(*config.train.draws, data_.size(), config.train.batch, elements, config.train.steps * config.train.accumulation);
   } else {
-    SeededDrawsOptions options{config.train.seed, data_.size(), config.train.batch, elements, config.train.timesteps, config.data.caption_dropout};
+    SeededDrawsOptions options{config.train.seed, data_.size(),           config.train.batch,
+                               elements,          config.train.timesteps, config.data.caption_dropout};
     options.timesteps.image_tokens = data_.shape().tokens;
     draws_ = seeded_draws(options);
   }
@@ -83,7 +86,8 @@ TrainingLoop::~TrainingLoop() { model_.set_adapters(nullptr); }
 torch::Tensor TrainingLoop::prediction_loss(const Cache& cache, const Draws& draws, const torch::Tensor& ids) {
   const auto batch = static_cast<std::int64_t>(draws.rows.size());
   const torch::Tensor x0 = read_latents(cache, draws.rows, model_.device());
-  const torch::Tensor eps = torch::from_blob(const_cast<float*>(draws.noise.data()), x0.sizes(), torch::kFloat32).clone().to(model_.device());
+  const torch::Tensor eps =
+      torch::from_blob(const_cast<float*>(draws.noise.data()), x0.sizes(), torch::kFloat32).clone().to(model_.device());
   const torch::Tensor t = torch::from_blob(const_cast<float*>(draws.t.data()), {batch}, torch::kFloat32).clone().to(model_.device());
   const torch::Tensor velocity = eps - x0;
   ForwardInputs in = make_inputs(read_text(cache, draws.rows, draws.keep, model_), ids, config_.train.guidance, model_);
@@ -136,8 +140,9 @@ TrainingLoop::StepResult TrainingLoop::step() {
   ++step_;
   result.metrics.step = step_ - 1;
   if (skipped_in_a_row_ >= config_.train.max_skipped)
-    throw Error(Code::NUM_NONFINITE, fmt::format("step {}: loss {}, {} NaN and {} infinite gradients; {} steps in a row were skipped (train.max_skipped {})", step_,
-                                                 result.loss, gradients.nan, gradients.infinite, skipped_in_a_row_, config_.train.max_skipped));
+    throw Error(Code::NUM_NONFINITE,
+                fmt::format("step {}: loss {}, {} NaN and {} infinite gradients; {} steps in a row were skipped (train.max_skipped {})",
+                            step_, result.loss, gradients.nan, gradients.infinite, skipped_in_a_row_, config_.train.max_skipped));
   return result;
 }
 
@@ -154,7 +159,8 @@ double TrainingLoop::validate() {
       draws.t.push_back((static_cast<float>(row % 8) + 0.5f) / 8.0f);
       draws.keep.push_back(1);
       draws.noise.resize(draws.noise.size() + static_cast<std::size_t>(elements));
-      RandomStream(config_.train.seed, Purpose::validation, static_cast<std::uint64_t>(row)).fill_normal(std::span(draws.noise).last(static_cast<std::size_t>(elements)));
+      RandomStream(config_.train.seed, Purpose::validation, static_cast<std::uint64_t>(row))
+          .fill_normal(std::span(draws.noise).last(static_cast<std::size_t>(elements)));
     }
     PassScope pass(model_, Pass::forward);
     sum += prediction_loss(cache, draws, validation_ids_).item<double>() * static_cast<double>(draws.rows.size());
@@ -180,7 +186,9 @@ Checkpoint TrainingLoop::snapshot() const {
   Checkpoint c{identity(), step_, optimizer_->steps, skipped_, skipped_in_a_row_, losses_, {}};
   std::size_t at = 0;
   const auto add = [&](const char* kind, const std::string& layer, const char* matrix, const torch::Tensor& t) {
-    c.tensors.push_back({fmt::format("{}.{}.{}", kind, layer, matrix), {static_cast<std::uint64_t>(t.size(0)), static_cast<std::uint64_t>(t.size(1))}, values_of(t)});
+    c.tensors.push_back({fmt::format("{}.{}.{}", kind, layer, matrix),
+                         {static_cast<std::uint64_t>(t.size(0)), static_cast<std::uint64_t>(t.size(1))},
+                         values_of(t)});
   };
   for (const auto& [name, a] : adapters_.all())
     for (const auto& [matrix, tensor] : {std::pair("a_t", a.a_t), std::pair("b_t", a.b_t)}) {

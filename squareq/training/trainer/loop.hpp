@@ -26,8 +26,8 @@ class TrainingLoop {
   TrainingLoop& operator=(const TrainingLoop&) = delete;
 
   struct StepResult {
-    double loss = 0;          ///< mean over the accumulated micro-batches
-    double gradient_norm = 0; ///< before clipping
+    double loss = 0;           ///< mean over the accumulated micro-batches
+    double gradient_norm = 0;  ///< before clipping
     double lr = 0;
     bool skipped = false;
     sq_step_metrics metrics{};

@@ -65,7 +65,8 @@ class Run {
     const sq_stream_stats after = model_.stream_stats();
     const std::int64_t here = loop_.steps_done() - first;
     report_.first_step = first;
-    report_.loaded_bytes_per_step = here > 0 ? static_cast<double>(after.loaded_bytes - before.loaded_bytes) / static_cast<double>(here) : 0.0;
+    report_.loaded_bytes_per_step =
+        here > 0 ? static_cast<double>(after.loaded_bytes - before.loaded_bytes) / static_cast<double>(here) : 0.0;
     report_.peak_weight_bytes = after.peak_device_bytes;
     finish();
     return report_;
@@ -82,8 +83,9 @@ class Run {
     if (error) throw_errno(error.value(), "create folder", config_.output.dir);
     if (!options_.resume && has_checkpoints(checkpoints_)) {
       if (!options_.overwrite)
-        throw Error(Code::CFG_VALUE, fmt::format("output.dir {} holds checkpoints of an earlier run: --resume continues it, --overwrite begins anew",
-                                                 printable_path(config_.output.dir)));
+        throw Error(Code::CFG_VALUE,
+                    fmt::format("output.dir {} holds checkpoints of an earlier run: --resume continues it, --overwrite begins anew",
+                                printable_path(config_.output.dir)));
       fs::remove_all(checkpoints_, error);
     }
     write_text_file(config_.output.dir / "config.json", effective_config(config_));
@@ -105,8 +107,9 @@ class Run {
     report_.layers = static_cast<std::int64_t>(loop_.adapters().size());
     for (const torch::Tensor& p : loop_.adapters().parameters()) report_.parameters += p.numel();
     report_.budget_bytes = config_.memory.budget;
-    note(fmt::format("training {} adapter parameters in {} layers of {} on backend {}, {} rows, {} steps of {} x {}", report_.parameters, report_.layers,
-                     report_.model, report_.backend, loop_.data().size(), config_.train.steps, config_.train.accumulation, config_.train.batch));
+    note(fmt::format("training {} adapter parameters in {} layers of {} on backend {}, {} rows, {} steps of {} x {}", report_.parameters,
+                     report_.layers, report_.model, report_.backend, loop_.data().size(), config_.train.steps, config_.train.accumulation,
+                     config_.train.batch));
   }
 
   void validate() {
@@ -117,8 +120,11 @@ class Run {
 
   void after_step(const TrainingLoop::StepResult& result) {
     const std::int64_t done = loop_.steps_done();
-    if (result.skipped) note(fmt::format("step {}: skipped, {} NaN and {} infinite values", done, result.metrics.nan_count, result.metrics.inf_count));
-    if (options_.progress) options_.progress(static_cast<std::uint64_t>(done), static_cast<std::uint64_t>(config_.train.steps), fmt::format("loss {:.4f}", recent_loss()));
+    if (result.skipped)
+      note(fmt::format("step {}: skipped, {} NaN and {} infinite values", done, result.metrics.nan_count, result.metrics.inf_count));
+    if (options_.progress)
+      options_.progress(static_cast<std::uint64_t>(done), static_cast<std::uint64_t>(config_.train.steps),
+                        fmt::format("loss {:.4f}", recent_loss()));
     const bool last = done == config_.train.steps;
     const bool stop = options_.stop && options_.stop->load();
     const bool due = config_.output.save_every > 0 && done % config_.output.save_every == 0;
@@ -126,7 +132,8 @@ class Run {
     if (due || last) validate();
     if (config_.output.sample_every > 0 && done % config_.output.sample_every == 0) draw(done);
     if (stop && !last)
-      throw Error(Code::IO_INTERRUPTED, fmt::format("interrupted after step {} of {}; the checkpoint is saved, --resume continues", done, config_.train.steps));
+      throw Error(Code::IO_INTERRUPTED,
+                  fmt::format("interrupted after step {} of {}; the checkpoint is saved, --resume continues", done, config_.train.steps));
   }
 
   /// Mean of the last ten steps that were not skipped.
@@ -156,7 +163,8 @@ class Run {
   void finish() {
     const std::vector<LoraLayer> layers = to_layers(loop_.adapters());
     const LoraNames names = lora_names(model_);
-    for (const auto& [format, file] : {std::pair(LoraFormat::kohya, "lora.kohya.safetensors"), std::pair(LoraFormat::peft, "lora.peft.safetensors")}) {
+    for (const auto& [format, file] :
+         {std::pair(LoraFormat::kohya, "lora.kohya.safetensors"), std::pair(LoraFormat::peft, "lora.peft.safetensors")}) {
       LoraWriteOptions options;
       options.format = format;
       write_lora(config_.output.dir / file, layers, names, options);
@@ -168,7 +176,8 @@ class Run {
     write_text_file(config_.output.dir / "report.json", report_json(report_));
     note(fmt::format("loss {:.4f} (mean of the last ten steps); {:.2f} s per step; weights at most {}; {} streamed per step", recent_loss(),
                      report_.wall_seconds / static_cast<double>(std::max<std::int64_t>(1, report_.steps - report_.first_step)),
-                     streaming::bytes_text(report_.peak_weight_bytes), streaming::bytes_text(static_cast<std::uint64_t>(report_.loaded_bytes_per_step))));
+                     streaming::bytes_text(report_.peak_weight_bytes),
+                     streaming::bytes_text(static_cast<std::uint64_t>(report_.loaded_bytes_per_step))));
   }
 
   const RunConfig& config_;
@@ -183,7 +192,8 @@ class Run {
 
 OpenOptions open_options(const RunConfig& config, const std::string& backend) {
   if (config.memory.vram > 0 && backend != "cuda")
-    throw Error(Code::CFG_VALUE, fmt::format("memory.vram is {}, but backend {} has no memory of its own: set memory.budget", config.memory.vram, printable(backend)));
+    throw Error(Code::CFG_VALUE, fmt::format("memory.vram is {}, but backend {} has no memory of its own: set memory.budget",
+                                             config.memory.vram, printable(backend)));
   OpenOptions open;
   open.source = config.model.slab;
   open.base = config.model.base;

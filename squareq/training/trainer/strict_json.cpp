@@ -34,7 +34,8 @@ json parse_strict(const std::string& text, const std::string& what, Code code) {
   constexpr int max_depth = 64;
   if (text.starts_with("\xEF\xBB\xBF")) throw Error(code, what + ": starts with a byte order mark", what);
   // The parser takes a NUL for the end of its input and would ignore whatever follows.
-  if (const std::size_t at = text.find('\0'); at != std::string::npos) throw Error(code, fmt::format("{}: NUL byte at offset {}", what, at), what);
+  if (const std::size_t at = text.find('\0'); at != std::string::npos)
+    throw Error(code, fmt::format("{}: NUL byte at offset {}", what, at), what);
   std::vector<std::set<std::string>> keys;
   const auto watch = [&](int depth, json::parse_event_t event, json& value) {
     if (depth > max_depth) throw Error(code, fmt::format("{}: nests deeper than {} levels", what, max_depth), what);
@@ -46,7 +47,8 @@ json parse_strict(const std::string& text, const std::string& what, Code code) {
   };
   try {
     json root = json::parse(text, watch);
-    if (!root.is_object() && !root.is_array()) throw Error(code, fmt::format("{}: is a {}, expected an object or a list", what, root.type_name()), what);
+    if (!root.is_object() && !root.is_array())
+      throw Error(code, fmt::format("{}: is a {}, expected an object or a list", what, root.type_name()), what);
     return root;
   } catch (const json::parse_error& e) {
     throw Error(code, fmt::format("{}: not valid JSON at byte {}", what, e.byte), what);

@@ -57,7 +57,8 @@ bool is_attention(const std::string& name) {
 std::string ending(const std::string& name) {
   std::size_t at = std::string::npos;
   for (std::size_t i = 0; i + 1 < name.size(); ++i)
-    if (name[i] >= '0' && name[i] <= '9' && name[i + 1] == '.' && i > 0 && (name[i - 1] == '.' || (name[i - 1] >= '0' && name[i - 1] <= '9'))) {
+    if (name[i] >= '0' && name[i] <= '9' && name[i + 1] == '.' && i > 0 &&
+        (name[i - 1] == '.' || (name[i - 1] >= '0' && name[i - 1] <= '9'))) {
       at = i + 2;
       break;
     }
@@ -84,8 +85,8 @@ std::vector<TargetLayer> choose_targets(const std::vector<TargetLayer>& model, c
     std::vector<std::string> known{"default", "attention", "all-block-linears"};
     for (const TargetLayer& layer : model) known.push_back(ending(layer.name));
     const std::string hint = nearest(target, known);
-    throw Error(Code::CFG_VALUE, fmt::format("lora.targets entry '{}' matches none of the model's {} linears{}", printable(target), model.size(),
-                                             hint.empty() ? "" : "; did you mean '" + hint + "'?"));
+    throw Error(Code::CFG_VALUE, fmt::format("lora.targets entry '{}' matches none of the model's {} linears{}", printable(target),
+                                             model.size(), hint.empty() ? "" : "; did you mean '" + hint + "'?"));
   }
   std::vector<TargetLayer> list;
   for (const TargetLayer& layer : model)
@@ -93,7 +94,8 @@ std::vector<TargetLayer> choose_targets(const std::vector<TargetLayer>& model, c
   return list;
 }
 
-std::vector<LoraLayer> initial_adapters(const std::vector<TargetLayer>& layers, std::int64_t rank, double alpha, LoraInit init, std::uint64_t seed) {
+std::vector<LoraLayer> initial_adapters(const std::vector<TargetLayer>& layers, std::int64_t rank, double alpha, LoraInit init,
+                                        std::uint64_t seed) {
   std::vector<LoraLayer> adapters;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const TargetLayer& target = layers[i];
@@ -104,8 +106,10 @@ std::vector<LoraLayer> initial_adapters(const std::vector<TargetLayer>& layers, 
     const double r = static_cast<double>(rank);
     const double bound = init == LoraInit::peft ? 1.0 / std::sqrt(static_cast<double>(target.in)) : std::sqrt(6.0 / r);
     for (float& x : layer.down) {
-      if (init == LoraInit::gaussian) x = static_cast<float>(static_cast<double>(random.normal()) / r);
-      else x = static_cast<float>((2.0 * static_cast<double>(random.uniform()) - 1.0) * bound);
+      if (init == LoraInit::gaussian)
+        x = static_cast<float>(static_cast<double>(random.normal()) / r);
+      else
+        x = static_cast<float>((2.0 * static_cast<double>(random.uniform()) - 1.0) * bound);
     }
     adapters.push_back(std::move(layer));
   }

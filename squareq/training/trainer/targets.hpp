@@ -24,6 +24,7 @@ std::vector<TargetLayer> choose_targets(const std::vector<TargetLayer>& model, c
 
 /// Adapters that change nothing yet: up is 0, down is drawn. peft: U(+-1/sqrt(in)); squareq: U(+-sqrt(6/rank)); gaussian:
 /// N(0, 1/rank^2).
-std::vector<LoraLayer> initial_adapters(const std::vector<TargetLayer>& layers, std::int64_t rank, double alpha, LoraInit init, std::uint64_t seed);
+std::vector<LoraLayer> initial_adapters(const std::vector<TargetLayer>& layers, std::int64_t rank, double alpha, LoraInit init,
+                                        std::uint64_t seed);
 
 }  // namespace squareq::training

@@ -15,8 +15,9 @@ namespace squareq::training {
 namespace {
 
 constexpr std::pair<std::string_view, TimestepSampling> names[] = {
-    {"uniform", TimestepSampling::uniform}, {"logit_normal", TimestepSampling::logit_normal}, {"mode", TimestepSampling::mode},
-    {"sigmoid", TimestepSampling::sigmoid}, {"shift", TimestepSampling::shift},               {"flux_shift", TimestepSampling::flux_shift},
+    {"uniform", TimestepSampling::uniform}, {"logit_normal", TimestepSampling::logit_normal},
+    {"mode", TimestepSampling::mode},       {"sigmoid", TimestepSampling::sigmoid},
+    {"shift", TimestepSampling::shift},     {"flux_shift", TimestepSampling::flux_shift},
 };
 
 }  // namespace

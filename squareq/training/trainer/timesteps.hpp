@@ -16,8 +16,8 @@ struct TimestepOptions {
   TimestepSampling sampling = TimestepSampling::logit_normal;
   double mean = 0.0;
   double std = 1.0;
-  double shift = 3.0;            ///< S of `shift`
-  std::int64_t image_tokens = 0; ///< N of `flux_shift`
+  double shift = 3.0;             ///< S of `shift`
+  std::int64_t image_tokens = 0;  ///< N of `flux_shift`
 };
 
 /// Name in configurations ("logit_normal"); throws CFG_VALUE listing the names for any other.

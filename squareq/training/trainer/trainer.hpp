@@ -19,8 +19,8 @@ namespace squareq::training {
 
 struct TrainOptions {
   std::string backend = "auto";
-  bool resume = false;     ///< continue from the newest complete checkpoint of output.dir
-  bool overwrite = false;  ///< an output.dir with checkpoints of an earlier run is begun anew
+  bool resume = false;                      ///< continue from the newest complete checkpoint of output.dir
+  bool overwrite = false;                   ///< an output.dir with checkpoints of an earlier run is begun anew
   const std::atomic<bool>* stop = nullptr;  ///< set: the step is finished, a checkpoint saved, then IO_INTERRUPTED is thrown
   std::function<void(std::uint64_t done, std::uint64_t total, std::string_view what)> progress;
   std::function<void(const std::string& line)> note;  ///< what a person should know, a line each
@@ -40,7 +40,7 @@ struct TrainReport {
   std::vector<ValidationPoint> validation;
   std::uint64_t budget_bytes = 0, peak_weight_bytes = 0;
   double loaded_bytes_per_step = 0;
-  double wall_seconds = 0;     ///< of the steps of this process
+  double wall_seconds = 0;  ///< of the steps of this process
   std::vector<std::string> files;
   std::vector<Problem> warnings;
 };

@@ -12,7 +12,8 @@ const std::filesystem::path emoji = std::filesystem::path(SQUAREQ_FIXTURES) / "e
 
 std::vector<NamedTensor> good(std::uint64_t rows = 2) {
   const auto fill = [](std::size_t n) { return std::vector<float>(n, 0.5f); };
-  return {f32("latents", {rows, 4, 3}, fill(rows * 12)), f32("encoder_hidden_states", {rows, 5, 2}, fill(rows * 10)), f32("pooled_projections", {rows, 6}, fill(rows * 6))};
+  return {f32("latents", {rows, 4, 3}, fill(rows * 12)), f32("encoder_hidden_states", {rows, 5, 2}, fill(rows * 10)),
+          f32("pooled_projections", {rows, 6}, fill(rows * 6))};
 }
 
 TEST(Cache, ReadsTheEmojiSet) {  // SQ-TRN-020

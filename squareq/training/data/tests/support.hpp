@@ -62,7 +62,8 @@ Code failure(Action&& action, std::initializer_list<const char*> words = {}) {
   try {
     action();
   } catch (const Error& e) {
-    for (const char* word : words) EXPECT_NE(std::string(e.what()).find(word), std::string::npos) << "'" << word << "' not in: " << e.what();
+    for (const char* word : words)
+      EXPECT_NE(std::string(e.what()).find(word), std::string::npos) << "'" << word << "' not in: " << e.what();
     return e.code();
   }
   return Code::OK;

@@ -72,9 +72,9 @@ void expect_golden(const std::string& file) {
   EXPECT_EQ(found.size(), count);
 }
 
-TEST(LoraFile, ReadsWhatSaveLoraAdapterWrote) { expect_golden("adapter"); }          // SQ-TRN-034
-TEST(LoraFile, ReadsWhatSaveLoraWeightsWrote) { expect_golden("pipeline"); }         // SQ-TRN-034
-TEST(LoraFile, ReadsFusedKohyaModulesAndItsAlphaRules) { expect_golden("kohya"); }   // SQ-TRN-033, SQ-TRN-035
+TEST(LoraFile, ReadsWhatSaveLoraAdapterWrote) { expect_golden("adapter"); }         // SQ-TRN-034
+TEST(LoraFile, ReadsWhatSaveLoraWeightsWrote) { expect_golden("pipeline"); }        // SQ-TRN-034
+TEST(LoraFile, ReadsFusedKohyaModulesAndItsAlphaRules) { expect_golden("kohya"); }  // SQ-TRN-033, SQ-TRN-035
 
 LoraLayer random_layer(const std::string& name, std::int64_t out, std::int64_t in, std::int64_t rank, double alpha, unsigned seed) {
   std::mt19937 engine(seed);
@@ -92,7 +92,8 @@ std::vector<LoraLayer> split_adapters(const LoraNames& names, std::int64_t rank,
   std::vector<LoraLayer> layers;
   for (const LoraModule& module : names.modules())
     for (const LoraPart& part : module.parts)
-      layers.push_back(random_layer(part.layer, static_cast<std::int64_t>(part.rows), static_cast<std::int64_t>(module.in), rank, alpha, static_cast<unsigned>(layers.size())));
+      layers.push_back(random_layer(part.layer, static_cast<std::int64_t>(part.rows), static_cast<std::int64_t>(module.in), rank, alpha,
+                                    static_cast<unsigned>(layers.size())));
   return layers;
 }
 
@@ -126,8 +127,12 @@ TEST(LoraFile, FusedModulesKeepTheirStrength) {  // SQ-TRN-031
   const LoraNames names = tiny();
   write_lora(folder / "l.safetensors", split_adapters(names, 2, 5.0), names);
   const SafetensorsFile file = SafetensorsFile::open(folder / "l.safetensors");
-  const auto alpha = [&](const char* module) { return read_number(file, *file.header().find(std::string("lora_unet_") + module + ".alpha")); };
-  const auto shape = [&](const char* module, const char* matrix) { return file.header().find(std::string("lora_unet_") + module + matrix)->shape; };
+  const auto alpha = [&](const char* module) {
+    return read_number(file, *file.header().find(std::string("lora_unet_") + module + ".alpha"));
+  };
+  const auto shape = [&](const char* module, const char* matrix) {
+    return file.header().find(std::string("lora_unet_") + module + matrix)->shape;
+  };
   EXPECT_EQ(alpha("double_blocks_0_img_attn_qkv"), 15.0);  // 3 x alpha at rank 3 x 2
   EXPECT_EQ(alpha("single_blocks_0_linear1"), 20.0);       // 4 x
   EXPECT_EQ(alpha("single_blocks_0_linear2"), 5.0);
@@ -141,7 +146,8 @@ TEST(LoraFile, FusedModulesKeepTheirStrength) {  // SQ-TRN-031
 TEST(LoraFile, PartlyTrainedModulesAndMixedRanksComeBack) {  // SQ-TRN-031, SQ-TRN-033
   const TemporaryFolder folder;
   const LoraNames names = tiny();
-  const std::vector<LoraLayer> layers = {random_layer("transformer_blocks.0.attn.to_q", 32, 32, 3, 3, 1), random_layer("transformer_blocks.0.attn.to_v", 32, 32, 2, 2, 2),
+  const std::vector<LoraLayer> layers = {random_layer("transformer_blocks.0.attn.to_q", 32, 32, 3, 3, 1),
+                                         random_layer("transformer_blocks.0.attn.to_v", 32, 32, 2, 2, 2),
                                          random_layer("single_transformer_blocks.0.proj_mlp", 128, 32, 4, 4, 3)};
   write_lora(folder / "l.safetensors", layers, names);
   expect_same(layers, read_lora(folder / "l.safetensors", names));
@@ -170,7 +176,9 @@ void expect_keys(const std::filesystem::path& path, const std::string& list, std
     const TensorRecord* tensor = file.header().find(key);
     ASSERT_NE(tensor, nullptr) << key;
     auto want = shape.get<std::vector<std::uint64_t>>();
-    if (want.size() == 2) want[key.find("lora_down") != std::string::npos || key.find("lora_A") != std::string::npos ? 0 : 1] = static_cast<std::uint64_t>(rank);
+    if (want.size() == 2)
+      want[key.find("lora_down") != std::string::npos || key.find("lora_A") != std::string::npos ? 0 : 1] =
+          static_cast<std::uint64_t>(rank);
     EXPECT_EQ(tensor->shape, want) << key;
   }
 }
@@ -267,16 +275,20 @@ TEST(LoraFile, RefusalsListEverything) {  // SQ-TRN-038
     return failure([&] { read_lora(folder / "x.safetensors", names); }, words);
   };
   const std::string q = "transformer.transformer_blocks.0.attn.to_q", k = "transformer.transformer_blocks.0.attn.to_k";
-  const NamedTensor down = f32(q + ".lora_A.weight", {2, 32}, std::vector<float>(64, 1.0f)), up = f32(q + ".lora_B.weight", {32, 2}, std::vector<float>(64, 1.0f));
+  const NamedTensor down = f32(q + ".lora_A.weight", {2, 32}, std::vector<float>(64, 1.0f)),
+                    up = f32(q + ".lora_B.weight", {32, 2}, std::vector<float>(64, 1.0f));
   EXPECT_EQ(read({down, up}, {}), Code::OK);
   EXPECT_EQ(read({down}, {"to_q", "up"}), Code::LR_PAIR);
   EXPECT_EQ(read({down, f32(q + ".lora_B.weight", {48, 2}, std::vector<float>(96))}, {"[48, 2]", "[32, rank]"}), Code::LR_SHAPE);
   EXPECT_EQ(read({down, f32(q + ".lora_B.weight", {32, 3}, std::vector<float>(96))}, {"[32, 3]"}), Code::LR_SHAPE);
-  EXPECT_EQ(read({down, up, f32("transformer.transformer_blocks.7.attn.to_q.lora_A.weight", {2, 32}, std::vector<float>(64)), f32(k + ".lora_B.weight", {32, 2}, std::vector<float>(64)),
-                  f32("lora_te1_x.lora_up.weight", {1, 1}, {1}), f32(k + ".dora_scale", {1}, {1})},
-                 {"transformer_blocks.7", "to_k", "lora_te1_x", "dora_scale"}), Code::LR_KEY);
+  EXPECT_EQ(read({down, up, f32("transformer.transformer_blocks.7.attn.to_q.lora_A.weight", {2, 32}, std::vector<float>(64)),
+                  f32(k + ".lora_B.weight", {32, 2}, std::vector<float>(64)), f32("lora_te1_x.lora_up.weight", {1, 1}, {1}),
+                  f32(k + ".dora_scale", {1}, {1})},
+                 {"transformer_blocks.7", "to_k", "lora_te1_x", "dora_scale"}),
+            Code::LR_KEY);
   EXPECT_EQ(read({down, up, f32(q + ".alpha", {3}, {1, 2, 3})}, {"alpha"}), Code::LR_SHAPE);
-  EXPECT_EQ(read({down, up, f32(q + ".alpha", {}, {1})}, {"alpha"}, {{"lora_adapter_metadata", R"({"transformer.lora_alpha": 2})"}}), Code::LR_KEY);
+  EXPECT_EQ(read({down, up, f32(q + ".alpha", {}, {1})}, {"alpha"}, {{"lora_adapter_metadata", R"({"transformer.lora_alpha": 2})"}}),
+            Code::LR_KEY);
   EXPECT_EQ(read({down, up}, {"DoRA"}, {{"lora_adapter_metadata", R"({"transformer.use_dora": true})"}}), Code::LR_KEY);
   std::vector<float> bad(64, 1.0f);
   bad[5] = INFINITY;
@@ -288,7 +300,9 @@ TEST(LoraFile, RankStabilizedScaling) {  // SQ-TRN-035
   const TemporaryFolder folder;
   const LoraNames names = tiny();
   const std::string q = "transformer_blocks.0.attn.to_q";
-  write_file(folder / "x.safetensors", {f32(q + ".lora_A.weight", {4, 32}, std::vector<float>(128, 1.0f)), f32(q + ".lora_B.weight", {32, 4}, std::vector<float>(128, 1.0f))},
+  write_file(folder / "x.safetensors",
+             {f32(q + ".lora_A.weight", {4, 32}, std::vector<float>(128, 1.0f)),
+              f32(q + ".lora_B.weight", {32, 4}, std::vector<float>(128, 1.0f))},
              {{"lora_adapter_metadata", R"({"r": 4, "lora_alpha": 6, "use_rslora": true})"}});
   EXPECT_DOUBLE_EQ(read_lora(folder / "x.safetensors", names).front().scaling(), 6 / std::sqrt(4.0));
 }

@@ -8,7 +8,8 @@
 namespace squareq::training {
 namespace {
 
-const std::string minimal = R"({"model": {"slab": "s"}, "data": {"train": "c.safetensors"}, "train": {"steps": 10}, "output": {"dir": "o"}})";
+const std::string minimal =
+    R"({"model": {"slab": "s"}, "data": {"train": "c.safetensors"}, "train": {"steps": 10}, "output": {"dir": "o"}})";
 
 RunConfig with(const std::vector<std::string>& overrides) { return parse_config(minimal, overrides); }
 
@@ -18,8 +19,8 @@ TEST(Config, DefaultsAndOverrides) {  // SQ-TRN-001, SQ-TRN-003
   EXPECT_EQ(c.lora.alpha, 16.0);
   EXPECT_EQ(c.train.batch, 1);
   EXPECT_FALSE(c.model.base);
-  const RunConfig d = with({"lora.rank=8", "memory.budget=1.5GiB", "data.train=[\"a\",\"b\"]", "train.timesteps=flux_shift", "train.seed=18446744073709551615",
-                            "optimizer.betas=[0.8,0.95]", "output.dir=elsewhere"});
+  const RunConfig d = with({"lora.rank=8", "memory.budget=1.5GiB", "data.train=[\"a\",\"b\"]", "train.timesteps=flux_shift",
+                            "train.seed=18446744073709551615", "optimizer.betas=[0.8,0.95]", "output.dir=elsewhere"});
   EXPECT_EQ(d.lora.rank, 8);
   EXPECT_EQ(d.lora.alpha, 8.0);  // follows the rank
   EXPECT_EQ(d.memory.budget, 3ull << 29);
@@ -69,7 +70,8 @@ TEST(Config, StrictJson) {  // SQ-TRN-002
 }
 
 TEST(Config, EffectiveConfigReadsBack) {  // SQ-TRN-004
-  const RunConfig c = with({"lora.rank=4", "lora.alpha=2.5", "data.validation=v", "train.timesteps=shift", "lora.targets=[\"attention\",\"proj_mlp\"]"});
+  const RunConfig c =
+      with({"lora.rank=4", "lora.alpha=2.5", "data.validation=v", "train.timesteps=shift", "lora.targets=[\"attention\",\"proj_mlp\"]"});
   const std::string text = effective_config(c);
   EXPECT_EQ(effective_config(parse_config(text)), text);
   EXPECT_EQ(parse_config(text).lora.alpha, 2.5);

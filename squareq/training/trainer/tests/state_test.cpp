@@ -50,15 +50,18 @@ TEST(Draws, FilesAreChecked) {
     return t;
   };
   const auto open = [&](std::int64_t row, float t, std::int64_t count, std::initializer_list<const char*> words) {
-    write_file(folder / "d.safetensors", {integers("order", FileDtype::I64, {0, 1, 2, row}), integers("keep", FileDtype::U8, {1, 0, 1, 1}),
-                                          f32("timestep", {2, 2}, {0.5f, 0.25f, 1.0f, t}), f32("noise", {2, 2, 3}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11})});
-    return failure([&] {
-      const auto draws = file_draws(folder / "d.safetensors", 4, 2, 3, count);
-      const Draws d = draws->draw(1);
-      EXPECT_EQ(d.rows, (std::vector<std::int64_t>{2, 3}));
-      EXPECT_EQ(d.noise, (std::vector<float>{6, 7, 8, 9, 10, 11}));
-      EXPECT_EQ(d.keep, (std::vector<std::uint8_t>{1, 1}));
-    }, words);
+    write_file(folder / "d.safetensors",
+               {integers("order", FileDtype::I64, {0, 1, 2, row}), integers("keep", FileDtype::U8, {1, 0, 1, 1}),
+                f32("timestep", {2, 2}, {0.5f, 0.25f, 1.0f, t}), f32("noise", {2, 2, 3}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11})});
+    return failure(
+        [&] {
+          const auto draws = file_draws(folder / "d.safetensors", 4, 2, 3, count);
+          const Draws d = draws->draw(1);
+          EXPECT_EQ(d.rows, (std::vector<std::int64_t>{2, 3}));
+          EXPECT_EQ(d.noise, (std::vector<float>{6, 7, 8, 9, 10, 11}));
+          EXPECT_EQ(d.keep, (std::vector<std::uint8_t>{1, 1}));
+        },
+        words);
   };
   EXPECT_EQ(open(3, 0.0f, 2, {}), Code::OK);
   EXPECT_EQ(open(4, 0.0f, 2, {"4"}), Code::DS_SHAPE);
@@ -71,7 +74,8 @@ std::vector<TargetLayer> flux_layers() {
   const LoraNames names(published_architecture("flux1-dev"));
   const Architecture dev = published_architecture("flux1-dev");
   for (const ArchitectureLayer& l : dev.layers())
-    layers.push_back({l.name, static_cast<std::int64_t>(l.in), static_cast<std::int64_t>(l.out), l.block ? static_cast<std::int64_t>(*l.block) : -1});
+    layers.push_back(
+        {l.name, static_cast<std::int64_t>(l.in), static_cast<std::int64_t>(l.out), l.block ? static_cast<std::int64_t>(*l.block) : -1});
   return layers;
 }
 
@@ -89,8 +93,9 @@ TEST(Targets, ChooseThePublishedCounts) {  // SQ-TRN-042
   const auto peft = choose_targets(layers, {"to_q", "to_k", "to_v", "to_out.0"});
   EXPECT_EQ(peft.size(), 190u);
   EXPECT_EQ(parameters(peft), 18677760);
-  const auto script = choose_targets(layers, {"attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
-                                              "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"});
+  const auto script = choose_targets(
+      layers, {"attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj",
+               "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"});
   EXPECT_EQ(script.size(), 342u);
   EXPECT_EQ(parameters(script), 44826624);
   EXPECT_EQ(choose_targets(layers, {"transformer_blocks.*.ff.*"}).size(), 19u * 2);
@@ -102,7 +107,8 @@ TEST(InitialAdapters, ChangeNothingAndFollowTheirLaw) {  // SQ-TRN-043
   const auto moments = [&](LoraInit init) {
     const auto adapters = initial_adapters(layers, 16, 8, init, 1);
     double square = 0, largest = 0;
-    for (float x : adapters[0].down) square += static_cast<double>(x) * static_cast<double>(x), largest = std::max(largest, std::abs(static_cast<double>(x)));
+    for (float x : adapters[0].down)
+      square += static_cast<double>(x) * static_cast<double>(x), largest = std::max(largest, std::abs(static_cast<double>(x)));
     for (float x : adapters[1].up) EXPECT_EQ(x, 0.0f);
     EXPECT_NE(adapters[0].down, adapters[1].down);
     EXPECT_EQ(adapters[0].alpha, 8);
@@ -186,7 +192,9 @@ TEST(Checkpoint, EveryDifferenceIsListed) {  // SQ-TRN-053
   other.settings["seed"] = "4";
   other.layers[0].rank = 8;
   other.layers[1].name = "layer.c";
-  EXPECT_EQ(failure([&] { require_same(run, other, "f"); }, {"base-1", "base-2", "seed is 3", "4", "rank 2", "rank 8", "layer.b", "layer.c"}), Code::CK_MISMATCH);
+  EXPECT_EQ(
+      failure([&] { require_same(run, other, "f"); }, {"base-1", "base-2", "seed is 3", "4", "rank 2", "rank 8", "layer.b", "layer.c"}),
+      Code::CK_MISMATCH);
 }
 
 }  // namespace

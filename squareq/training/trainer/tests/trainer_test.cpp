@@ -26,9 +26,10 @@ double relative_distance(const std::vector<float>& a, const std::vector<float>& 
 
 TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer/generate.py is the other side
   const TemporaryFolder folder;
-  const std::vector<std::string> places = {"model.slab=" + emoji_slab().string(), "data.train=" + (emoji_fixture / "cache/blueprint_train.safetensors").string(),
-                                           "lora.start=" + (fixture / "start.safetensors").string(), "train.draws=" + (fixture / "draws.safetensors").string(),
-                                           "output.dir=" + folder.path().string()};
+  const std::vector<std::string> places = {
+      "model.slab=" + emoji_slab().string(), "data.train=" + (emoji_fixture / "cache/blueprint_train.safetensors").string(),
+      "lora.start=" + (fixture / "start.safetensors").string(), "train.draws=" + (fixture / "draws.safetensors").string(),
+      "output.dir=" + folder.path().string()};
   const RunConfig config = read_config(fixture / "run.json", places);
   ASSERT_EQ(config.memory.resident_blocks, 2);
   const auto model = Transformer::open(open_options(config, "cpu"));
@@ -61,7 +62,9 @@ TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer
   EXPECT_GT(model->stream_stats().loads, 0u);  // the weights were streamed
 }
 
-std::vector<LoraLayer> result_of(const RunConfig& config) { return read_lora(config.output.dir / "lora.peft.safetensors", lora_names(*Transformer::open(open_options(config, "cpu")))); }
+std::vector<LoraLayer> result_of(const RunConfig& config) {
+  return read_lora(config.output.dir / "lora.peft.safetensors", lora_names(*Transformer::open(open_options(config, "cpu"))));
+}
 
 TEST(Trainer, ResumedRunIsBitEqual) {  // SQ-TRN-054
   const TemporaryFolder folder;
@@ -156,7 +159,9 @@ TEST(Trainer, RefusesBeforeTheFirstStep) {  // SQ-TRN-021, SQ-TRN-038
     change(config);
     return failure([&] { train(config, on_cpu()); }, words);
   };
-  EXPECT_EQ(fails([](RunConfig& c) { c.lora.start = std::filesystem::path(SQUAREQ_FIXTURES) / "lora/tiny.adapter.safetensors"; }, {"to_q", "192"}), Code::LR_SHAPE);
+  EXPECT_EQ(fails([](RunConfig& c) { c.lora.start = std::filesystem::path(SQUAREQ_FIXTURES) / "lora/tiny.adapter.safetensors"; },
+                  {"to_q", "192"}),
+            Code::LR_SHAPE);
   EXPECT_EQ(fails([](RunConfig& c) { c.data.train = {emoji_fixture / "cache/prompts.safetensors"}; }, {"latents"}), Code::DS_TENSOR);
   EXPECT_EQ(fails([](RunConfig& c) { c.data.width = 4, c.data.height = 8; }, {"32", "64"}), Code::DS_SHAPE);
   EXPECT_EQ(fails([](RunConfig& c) { c.lora.targets = {"to_queue"}; }, {"to_queue"}), Code::CFG_VALUE);
@@ -185,7 +190,8 @@ TEST(AdamW, FirstStepsByHand) {  // SQ-TRN-046
     for (int i = 0; i < 2; ++i) {
       const double g = gradients[step - 1][i];
       m[i] = 0.9 * m[i] + 0.1 * g, v[i] = 0.99 * v[i] + 0.01 * g * g;
-      want[i] = want[i] * (1 - 0.01 * 0.1) - 0.01 * (m[i] / (1 - std::pow(0.9, step))) / (std::sqrt(v[i] / (1 - std::pow(0.99, step))) + 1e-8);
+      want[i] =
+          want[i] * (1 - 0.01 * 0.1) - 0.01 * (m[i] / (1 - std::pow(0.9, step))) / (std::sqrt(v[i] / (1 - std::pow(0.99, step))) + 1e-8);
       EXPECT_NEAR(p[i].item<float>(), want[i], 1e-6) << step;
     }
   }
