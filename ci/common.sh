@@ -14,11 +14,12 @@ as_root() {
   fi
 }
 
-# build PRESET [cmake arguments...]: configures and builds one preset of CMakePresets.json.
+# build PRESET "TARGETS" [cmake arguments...]: configures one preset of CMakePresets.json and builds the targets ("all").
 build() {
-  local preset=$1; shift
+  local preset=$1 targets=$2; shift 2
   (cd "$ROOT" && cmake --preset "$preset" "$@" >"$ROOT/build/$preset.configure.log" 2>&1) || { cat "$ROOT/build/$preset.configure.log"; die "cmake --preset $preset failed"; }
-  (cd "$ROOT" && cmake --build --preset "$preset" -j "$JOBS")
+  # shellcheck disable=SC2086 # the targets are words
+  (cd "$ROOT" && cmake --build --preset "$preset" -j "$JOBS" --target $targets)
 }
 
 # torch_prefix VENV: the two entries that CMAKE_PREFIX_PATH needs for the torch installed there. With one of them alone a machine
