@@ -23,14 +23,23 @@ struct Flags {
 void print_json(const training::ForwardReport& report, const std::string& output) {
   nlohmann::ordered_json outputs = nlohmann::ordered_json::object();
   for (const auto& tensor : report.outputs) outputs[tensor.name] = tensor.shape;
-  const nlohmann::ordered_json answer = {{"ok", true}, {"output", output}, {"architecture", report.architecture}, {"backend", report.backend}, {"dtype", report.dtype},
-                                         {"peak_weight_bytes", report.peak_weight_bytes}, {"loaded_bytes", report.loaded_bytes}, {"tensors", outputs}, {"ignored", report.ignored}};
+  const nlohmann::ordered_json answer = {{"ok", true},
+                                         {"output", output},
+                                         {"architecture", report.architecture},
+                                         {"backend", report.backend},
+                                         {"dtype", report.dtype},
+                                         {"peak_weight_bytes", report.peak_weight_bytes},
+                                         {"loaded_bytes", report.loaded_bytes},
+                                         {"tensors", outputs},
+                                         {"ignored", report.ignored}};
   fmt::print("{}\n", answer.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace));
 }
 
 void print_text(const training::ForwardReport& report, const std::string& output) {
   fmt::print("{} on {}, activations {}", report.architecture, report.backend, report.dtype);
-  if (report.peak_weight_bytes) fmt::print(", {} of weights at most, {} streamed", streaming::bytes_text(report.peak_weight_bytes), streaming::bytes_text(report.loaded_bytes));
+  if (report.peak_weight_bytes)
+    fmt::print(", {} of weights at most, {} streamed", streaming::bytes_text(report.peak_weight_bytes),
+               streaming::bytes_text(report.loaded_bytes));
   fmt::print("\n{}:\n", output);
   for (const auto& tensor : report.outputs) fmt::print("  {} {}\n", tensor.name, shape_text(tensor.shape));
 }
@@ -46,7 +55,8 @@ void run(Flags& flags, const Common& common) {
   ProgressMeter meter("loading", "B", common.quiet || common.json);
   request.progress = [&meter](std::uint64_t done, std::uint64_t total, std::string_view what) { meter.update(done, total, what); };
   const training::ForwardReport report = training::run_forward(request);
-  for (const std::string& name : report.ignored) fmt::print(stderr, "squareq: input tensor '{}' is no argument of the model and was not used\n", name);
+  for (const std::string& name : report.ignored)
+    fmt::print(stderr, "squareq: input tensor '{}' is no argument of the model and was not used\n", name);
   if (common.json)
     print_json(report, request.output.string());
   else
@@ -60,13 +70,17 @@ void add_forward_command(CLI::App& app, const Common& common, int& status) {
   auto flags = std::make_shared<Flags>();
   command->add_option("--model", flags->request.model, "float checkpoint (file, index, folder) or slab (file, manifest, stem)")->required();
   command->add_option("--base", flags->base, "checkpoint that a slab without companion was made from");
-  command->add_option("--inputs", flags->request.inputs, "safetensors file with the arguments of the diffusers class (and cotangent)")->required();
+  command->add_option("--inputs", flags->request.inputs, "safetensors file with the arguments of the diffusers class (and cotangent)")
+      ->required();
   command->add_option("--output", flags->request.output, "safetensors file for sample and gradients")->required();
   command->add_option("--config", flags->config, "config.json to use instead of the one found beside the model");
-  command->add_flag("--grad", flags->request.grad, "also write gradients of sum(sample * cotangent) for every floating input and adapter tensor");
+  command->add_flag("--grad", flags->request.grad,
+                    "also write gradients of sum(sample * cotangent) for every floating input and adapter tensor");
   command->add_option("--lora", flags->lora, "adapter file: kohya, PEFT or ComfyUI");
   command->add_option("--budget", flags->budget, "weight bytes on the device, for example 1GiB; default: no limit");
-  command->add_option("--resident-blocks", flags->request.resident_blocks, "blocks on the device at once, copies in flight included; 0: all")->capture_default_str();
+  command
+      ->add_option("--resident-blocks", flags->request.resident_blocks, "blocks on the device at once, copies in flight included; 0: all")
+      ->capture_default_str();
   command->add_option("--dtype", flags->request.dtype, "activations: f32, bf16, f16; f64 for float checkpoints")->capture_default_str();
   command->callback([flags, &common, &status] {
     run(*flags, common);

@@ -9,11 +9,13 @@ namespace squareq::training {
 
 namespace {
 
-
 void require_master(const torch::Tensor& t, const std::string& layer, std::string_view which) {
-  if (t.dim() != 2) throw Error(Code::LR_SHAPE, fmt::format("{} of layer '{}' has shape {}, expected two dimensions", which, layer, shape_of(t)), {}, layer);
+  if (t.dim() != 2)
+    throw Error(Code::LR_SHAPE, fmt::format("{} of layer '{}' has shape {}, expected two dimensions", which, layer, shape_of(t)), {},
+                layer);
   if (t.scalar_type() != torch::kFloat32)
-    throw Error(Code::LR_SHAPE, fmt::format("{} of layer '{}' is {}, adapters are F32 masters", which, layer, c10::toString(t.scalar_type())), {}, layer);
+    throw Error(Code::LR_SHAPE,
+                fmt::format("{} of layer '{}' is {}, adapters are F32 masters", which, layer, c10::toString(t.scalar_type())), {}, layer);
 }
 
 }  // namespace
@@ -21,11 +23,14 @@ void require_master(const torch::Tensor& t, const std::string& layer, std::strin
 void AdapterSet::add(Adapter adapter) {
   const std::string layer = printable(adapter.layer);
   if (!adapter.a_t.defined() || !adapter.b_t.defined())
-    throw Error(Code::LR_PAIR, fmt::format("adapter of layer '{}' lacks its {} matrix", layer, adapter.a_t.defined() ? "up (B)" : "down (A)"), {}, layer);
+    throw Error(Code::LR_PAIR,
+                fmt::format("adapter of layer '{}' lacks its {} matrix", layer, adapter.a_t.defined() ? "up (B)" : "down (A)"), {}, layer);
   require_master(adapter.a_t, layer, "A^T");
   require_master(adapter.b_t, layer, "B^T");
   if (adapter.a_t.size(0) != adapter.b_t.size(1) || adapter.a_t.size(0) == 0)
-    throw Error(Code::LR_SHAPE, fmt::format("layer '{}': A^T {} and B^T {} do not share a rank", layer, shape_of(adapter.a_t), shape_of(adapter.b_t)), {}, layer);
+    throw Error(Code::LR_SHAPE,
+                fmt::format("layer '{}': A^T {} and B^T {} do not share a rank", layer, shape_of(adapter.a_t), shape_of(adapter.b_t)), {},
+                layer);
   const auto [at, added] = adapters_.try_emplace(adapter.layer, adapter);
   if (!added) throw Error(Code::LR_KEY, fmt::format("layer '{}' has an adapter already", layer), {}, layer);
 }

@@ -52,6 +52,8 @@ Context open_backend(const std::string& name, unsigned threads) {
   return Context(std::move(implementation), host);
 }
 
-std::string backend_device(const Context& backend) { return json::parse(backend.implementation().describe(backend.get())).value("device", "cpu"); }
+std::string backend_device(const Context& backend) {
+  return json::parse(backend.implementation().describe(backend.get())).value("device", "cpu");
+}
 
 }  // namespace squareq::training

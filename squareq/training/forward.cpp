@@ -26,9 +26,13 @@ struct Argument {
   Tensor ForwardInputs::*member;
 };
 constexpr Argument kArguments[] = {
-    {"hidden_states", &ForwardInputs::hidden_states}, {"encoder_hidden_states", &ForwardInputs::encoder_hidden_states},
-    {"pooled_projections", &ForwardInputs::pooled_projections}, {"timestep", &ForwardInputs::timestep},
-    {"guidance", &ForwardInputs::guidance}, {"img_ids", &ForwardInputs::img_ids}, {"txt_ids", &ForwardInputs::txt_ids},
+    {"hidden_states", &ForwardInputs::hidden_states},
+    {"encoder_hidden_states", &ForwardInputs::encoder_hidden_states},
+    {"pooled_projections", &ForwardInputs::pooled_projections},
+    {"timestep", &ForwardInputs::timestep},
+    {"guidance", &ForwardInputs::guidance},
+    {"img_ids", &ForwardInputs::img_ids},
+    {"txt_ids", &ForwardInputs::txt_ids},
 };
 constexpr const char* kCotangent = "cotangent";
 
@@ -37,13 +41,16 @@ Tensor read_input(const SafetensorsFile& file, const TensorRecord& record, torch
   const std::string path = file.path().string(), name = printable(record.name);
   const auto sq = to_sq_dtype(record.dtype);
   if (!sq || *sq == SQ_I8 || *sq == SQ_U8)
-    throw Error(Code::DS_SHAPE, fmt::format("input '{}' is {}, expected F32, F16, BF16, F64, I32 or I64", name, squareq::dtype_name(record.dtype)), path, {}, name);
+    throw Error(Code::DS_SHAPE,
+                fmt::format("input '{}' is {}, expected F32, F16, BF16, F64, I32 or I64", name, squareq::dtype_name(record.dtype)), path,
+                {}, name);
   Tensor tensor = torch::empty(std::vector<std::int64_t>(record.shape.begin(), record.shape.end()), to_torch_dtype(*sq));
   if (tensor.numel()) file.read(record, 0, tensor.data_ptr(), record.bytes());
   const bool integer = !tensor.is_floating_point();
   if (!integer) {
     const auto bad = tensor.isfinite().logical_not().sum().item<std::int64_t>();
-    if (bad) throw Error(Code::NUM_NONFINITE, fmt::format("input '{}' holds {} values that are NaN or infinite", name, bad), path, {}, name);
+    if (bad)
+      throw Error(Code::NUM_NONFINITE, fmt::format("input '{}' holds {} values that are NaN or infinite", name, bad), path, {}, name);
   }
   return tensor.to(dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
 }
@@ -59,7 +66,8 @@ Inputs read_inputs(const ForwardRequest& request, torch::Dtype dtype) {
   const SafetensorsFile file = SafetensorsFile::open(request.inputs);
   Inputs inputs;
   for (const TensorRecord& record : file.header().tensors) {
-    const auto* argument = std::find_if(std::begin(kArguments), std::end(kArguments), [&](const Argument& a) { return record.name == a.name; });
+    const auto* argument =
+        std::find_if(std::begin(kArguments), std::end(kArguments), [&](const Argument& a) { return record.name == a.name; });
     if (record.name == kCotangent) {
       if (request.grad) inputs.cotangent = read_input(file, record, dtype);
     } else if (argument == std::end(kArguments)) {
@@ -101,7 +109,9 @@ Outputs compute(Transformer& model, const ForwardRequest& request, const Inputs&
   Outputs outputs{{"sample", sample.detach()}};
   if (request.grad) {
     if (inputs.cotangent.sizes() != sample.sizes())
-      throw Error(Code::DS_SHAPE, fmt::format("input 'cotangent' has shape {}, sample has {}", shape_of(inputs.cotangent), shape_of(sample)), request.inputs.string(), {}, kCotangent);
+      throw Error(Code::DS_SHAPE,
+                  fmt::format("input 'cotangent' has shape {}, sample has {}", shape_of(inputs.cotangent), shape_of(sample)),
+                  request.inputs.string(), {}, kCotangent);
     std::vector<std::string> names;
     std::vector<Tensor> leaves;
     const auto want = [&](const std::string& name, const Tensor& leaf) {
@@ -110,7 +120,8 @@ Outputs compute(Transformer& model, const ForwardRequest& request, const Inputs&
     };
     for (const auto& [name, leaf] : inputs.leaves) want(name, leaf);
     for (const auto& [key, leaf] : lora.tensors) want(key, leaf);
-    const auto grads = torch::autograd::grad({sample}, leaves, {inputs.cotangent.to(sample.device(), sample.scalar_type())}, false, false, true);
+    const auto grads =
+        torch::autograd::grad({sample}, leaves, {inputs.cotangent.to(sample.device(), sample.scalar_type())}, false, false, true);
     // An input that the output does not depend on (ids of a model without blocks) has gradient zero.
     for (std::size_t i = 0; i < leaves.size(); ++i) outputs[names[i]] = grads[i].defined() ? grads[i] : torch::zeros_like(leaves[i]);
   }
@@ -122,7 +133,8 @@ void write(const std::filesystem::path& path, Outputs& outputs) {
   std::vector<TensorSpec> specs;
   for (auto& [name, tensor] : outputs) {
     tensor = tensor.detach().to(torch::kCPU).contiguous();
-    specs.push_back({name, from_sq_dtype(static_cast<sq_dtype>(to_sq_dtype(tensor.scalar_type()))), std::vector<std::uint64_t>(tensor.sizes().begin(), tensor.sizes().end())});
+    specs.push_back({name, from_sq_dtype(static_cast<sq_dtype>(to_sq_dtype(tensor.scalar_type()))),
+                     std::vector<std::uint64_t>(tensor.sizes().begin(), tensor.sizes().end())});
   }
   SafetensorsWriter writer(path, std::move(specs));
   for (const auto& [name, tensor] : outputs)
@@ -161,7 +173,8 @@ ForwardReport run_forward(const ForwardRequest& request) {
   write(request.output, outputs);
 
   const sq_stream_stats stats = model->stream_stats();
-  ForwardReport report{model->config().architecture, model->backend_name(), request.dtype, {}, std::move(inputs.ignored), stats.peak_device_bytes, stats.loaded_bytes};
+  ForwardReport report{model->config().architecture, model->backend_name(),   request.dtype,     {},
+                       std::move(inputs.ignored),    stats.peak_device_bytes, stats.loaded_bytes};
   for (const auto& [name, tensor] : outputs) report.outputs.push_back({name, tensor.sizes().vec()});
   return report;
 }

@@ -22,7 +22,7 @@ struct Suffix {
   Role role;
 };
 constexpr Suffix kSuffixes[] = {
-    {".lora_down.weight", down}, {".lora_up.weight", up}, {".lora_A.weight", down}, {".lora_B.weight", up},
+    {".lora_down.weight", down},      {".lora_up.weight", up},        {".lora_A.weight", down},    {".lora_B.weight", up},
     {".lora_A.default.weight", down}, {".lora_B.default.weight", up}, {".lora.down.weight", down}, {".lora.up.weight", up},
 };
 

@@ -45,10 +45,10 @@ struct ModelConfig {
 
 /// A low-rank branch of one layer: y += alpha / rank * (x A) B. FP32 masters, leaf tensors; memory holds the transposes.
 struct Adapter {
-  std::string layer;    ///< diffusers name ("transformer_blocks.0.attn.to_q") or a fused BFL name ("double_blocks.0.img_attn.qkv")
+  std::string layer;  ///< diffusers name ("transformer_blocks.0.attn.to_q") or a fused BFL name ("double_blocks.0.img_attn.qkv")
   double alpha = 0;
-  torch::Tensor a_t;    ///< [rank, in] F32
-  torch::Tensor b_t;    ///< [out, rank] F32
+  torch::Tensor a_t;  ///< [rank, in] F32
+  torch::Tensor b_t;  ///< [out, rank] F32
 
   std::int64_t rank() const { return a_t.size(0); }
   double scaling() const { return alpha / static_cast<double>(rank()); }
@@ -88,18 +88,18 @@ struct LinearInfo {
 using Progress = std::function<void(std::uint64_t, std::uint64_t, std::string_view)>;
 
 struct OpenOptions {
-  std::filesystem::path source;               ///< float checkpoint (file, index or folder) or slab (file, manifest or stem)
-  std::optional<std::filesystem::path> base;  ///< checkpoint a bare slab was made from: norms and whatever else a slab pair lacks
-  std::optional<std::filesystem::path> config;///< config.json that overrides the one found beside the source
-  std::string backend = "auto";               ///< for slabs: auto, reference, cpu, cuda or a path to a shared library
-  std::uint64_t budget = 0;                   ///< bytes of weights on the device: slots, residents, layers outside blocks; 0 = no limit
-  std::int64_t resident_blocks = 0;           ///< slots in all, copies in flight included; 0 = all blocks stay resident
-  torch::Dtype dtype = torch::kFloat32;       ///< of activations: F32 or BF16 (F16 too; F64 with float checkpoints only)
-  bool checkpointing = true;                  ///< recompute blocks in backward instead of keeping their activations
-  unsigned threads = 0;                       ///< backend threads; 0 = all cores
-  bool verify = true;                         ///< compare companion checksums when a block's bytes are first read
-  bool poison_slots = false;                  ///< fill released slots with 0xA5 before reuse (tests)
-  Progress progress;                          ///< may be empty
+  std::filesystem::path source;                 ///< float checkpoint (file, index or folder) or slab (file, manifest or stem)
+  std::optional<std::filesystem::path> base;    ///< checkpoint a bare slab was made from: norms and whatever else a slab pair lacks
+  std::optional<std::filesystem::path> config;  ///< config.json that overrides the one found beside the source
+  std::string backend = "auto";                 ///< for slabs: auto, reference, cpu, cuda or a path to a shared library
+  std::uint64_t budget = 0;                     ///< bytes of weights on the device: slots, residents, layers outside blocks; 0 = no limit
+  std::int64_t resident_blocks = 0;             ///< slots in all, copies in flight included; 0 = all blocks stay resident
+  torch::Dtype dtype = torch::kFloat32;         ///< of activations: F32 or BF16 (F16 too; F64 with float checkpoints only)
+  bool checkpointing = true;                    ///< recompute blocks in backward instead of keeping their activations
+  unsigned threads = 0;                         ///< backend threads; 0 = all cores
+  bool verify = true;                           ///< compare companion checksums when a block's bytes are first read
+  bool poison_slots = false;                    ///< fill released slots with 0xA5 before reuse (tests)
+  Progress progress;                            ///< may be empty
 };
 
 enum class Pass { train, forward };

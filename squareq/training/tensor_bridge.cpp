@@ -35,9 +35,7 @@ torch::Dtype to_torch_dtype(std::int32_t sq_dtype) {
   }
 }
 
-sq_device device_of(const torch::Device& device) {
-  return {device.is_cuda() ? SQ_CUDA : SQ_CPU, device.has_index() ? device.index() : 0};
-}
+sq_device device_of(const torch::Device& device) { return {device.is_cuda() ? SQ_CUDA : SQ_CPU, device.has_index() ? device.index() : 0}; }
 
 sq_tensor view_of(const torch::Tensor& tensor) {
   sq_tensor view{};

@@ -53,7 +53,8 @@ struct BlockFunction : torch::autograd::Function<BlockFunction> {
     const auto capsule = ctx->saved_data["state"].toCapsule();
     auto& state = *static_cast<State*>(capsule.get());
     const auto hold = state.task->hold();
-    const Subgraph graph = state.graph.outputs.empty() ? record(*state.task, ctx->get_saved_variables(), state.needs) : std::move(state.graph);
+    const Subgraph graph =
+        state.graph.outputs.empty() ? record(*state.task, ctx->get_saved_variables(), state.needs) : std::move(state.graph);
     state.graph = {};
 
     variable_list outputs, output_grads, wanted;

@@ -45,7 +45,8 @@ class CheckpointStore final : public WeightStore {
 
 OpenedModel open_checkpoint(const OpenOptions& options) {
   TensorFiles files = TensorFiles::open_checkpoint(options.source);
-  const ModelLayout layout = layout_of(recognise(files.shapes(), config_text(options, files.config_json())), files.shapes(), options.source.string());
+  const ModelLayout layout =
+      layout_of(recognise(files.shapes(), config_text(options, files.config_json())), files.shapes(), options.source.string());
   return {layout.config, layout.architecture, std::make_unique<CheckpointStore>(std::move(files), layout, options), layout.native};
 }
 

@@ -52,21 +52,28 @@ AdapterTensors rest(const std::vector<Tensor>& in, std::size_t from) { return Ad
 
 void expect(const Tensor& t, std::string_view name, std::vector<std::int64_t> shape) {
   if (!t.defined()) throw Error(Code::MD_TENSOR, fmt::format("input '{}' is missing", name), {}, {}, std::string(name));
-  const bool same = t.dim() == static_cast<std::int64_t>(shape.size()) && std::equal(shape.begin(), shape.end(), t.sizes().begin(), [](auto a, auto b) { return a < 0 || a == b; });
+  const bool same = t.dim() == static_cast<std::int64_t>(shape.size()) &&
+                    std::equal(shape.begin(), shape.end(), t.sizes().begin(), [](auto a, auto b) { return a < 0 || a == b; });
   if (same) return;
   std::string wanted = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) wanted += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
-  throw Error(Code::CALL_SHAPE, fmt::format("input '{}' has shape {}, the model needs {}]", name, shape_of(t), wanted), {}, {}, std::string(name));
+  throw Error(Code::CALL_SHAPE, fmt::format("input '{}' has shape {}, the model needs {}]", name, shape_of(t), wanted), {}, {},
+              std::string(name));
 }
 
 }  // namespace
 
-Flux1::Flux1(const ModelConfig& config, WeightStore& store, torch::Dtype dtype) : config_(config), linears_(&store.linears()), dtype_(dtype) {
+Flux1::Flux1(const ModelConfig& config, WeightStore& store, torch::Dtype dtype)
+    : config_(config), linears_(&store.linears()), dtype_(dtype) {
   const auto at = [&](const std::string& name) { return linears_->index(name); };
-  const auto attention_at = [&](const std::string& prefix, const std::string& q, const std::string& k, const std::string& v, const std::string& added) {
-    return Attention{at(prefix + q), at(prefix + k), at(prefix + v), store.tensor(prefix + "norm_" + added + "q.weight"), store.tensor(prefix + "norm_" + added + "k.weight")};
+  const auto attention_at = [&](const std::string& prefix, const std::string& q, const std::string& k, const std::string& v,
+                                const std::string& added) {
+    return Attention{at(prefix + q), at(prefix + k), at(prefix + v), store.tensor(prefix + "norm_" + added + "q.weight"),
+                     store.tensor(prefix + "norm_" + added + "k.weight")};
   };
-  const auto embedder = [&](const std::string& name) { return Embedder{at("time_text_embed." + name + ".linear_1"), at("time_text_embed." + name + ".linear_2")}; };
+  const auto embedder = [&](const std::string& name) {
+    return Embedder{at("time_text_embed." + name + ".linear_1"), at("time_text_embed." + name + ".linear_2")};
+  };
   x_embedder_ = at("x_embedder");
   context_embedder_ = at("context_embedder");
   norm_out_ = at("norm_out.linear");
@@ -76,13 +83,15 @@ Flux1::Flux1(const ModelConfig& config, WeightStore& store, torch::Dtype dtype) 
   if (config.guidance_embeds) guidance_ = embedder("guidance_embedder");
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
     const std::string p = fmt::format("transformer_blocks.{}.", i);
-    doubles_.push_back({{at(p + "norm1.linear"), at(p + "attn.to_out.0"), at(p + "ff.net.0.proj"), at(p + "ff.net.2"), attention_at(p + "attn.", "to_q", "to_k", "to_v", "")},
-                        {at(p + "norm1_context.linear"), at(p + "attn.to_add_out"), at(p + "ff_context.net.0.proj"), at(p + "ff_context.net.2"),
-                         attention_at(p + "attn.", "add_q_proj", "add_k_proj", "add_v_proj", "added_")}});
+    doubles_.push_back({{at(p + "norm1.linear"), at(p + "attn.to_out.0"), at(p + "ff.net.0.proj"), at(p + "ff.net.2"),
+                         attention_at(p + "attn.", "to_q", "to_k", "to_v", "")},
+                        {at(p + "norm1_context.linear"), at(p + "attn.to_add_out"), at(p + "ff_context.net.0.proj"),
+                         at(p + "ff_context.net.2"), attention_at(p + "attn.", "add_q_proj", "add_k_proj", "add_v_proj", "added_")}});
   }
   for (std::int64_t i = 0; i < config.num_single_layers; ++i) {
     const std::string p = fmt::format("single_transformer_blocks.{}.", i);
-    singles_.push_back({at(p + "norm.linear"), at(p + "proj_mlp"), at(p + "proj_out"), attention_at(p + "attn.", "to_q", "to_k", "to_v", "")});
+    singles_.push_back(
+        {at(p + "norm.linear"), at(p + "proj_mlp"), at(p + "proj_out"), attention_at(p + "attn.", "to_q", "to_k", "to_v", "")});
   }
 }
 
@@ -95,7 +104,8 @@ void Flux1::check(const ForwardInputs& in) const {
   expect(in.img_ids, "img_ids", {in.hidden_states.size(1), axes});
   expect(in.txt_ids, "txt_ids", {in.encoder_hidden_states.size(1), axes});
   if (config_.guidance_embeds) {
-    if (!in.guidance.defined()) throw Error(Code::MD_TENSOR, "input 'guidance' is missing: this model has a guidance embedding", {}, {}, "guidance");
+    if (!in.guidance.defined())
+      throw Error(Code::MD_TENSOR, "input 'guidance' is missing: this model has a guidance embedding", {}, {}, "guidance");
     expect(in.guidance, "guidance", {batch});
   } else if (in.guidance.defined()) {
     throw Error(Code::MD_TENSOR, "input 'guidance' is given, but this model has no guidance embedding", {}, {}, "guidance");
@@ -136,7 +146,9 @@ Flux1::Conditioning Flux1::condition(const ForwardInputs& in, AdapterTensors ada
   return {torch::silu(vec), rope_table(in.txt_ids, in.img_ids)};
 }
 
-Tensor Flux1::embed_image(const Tensor& hidden_states, AdapterTensors adapters) const { return linear(x_embedder_, hidden_states.to(dtype_), adapters); }
+Tensor Flux1::embed_image(const Tensor& hidden_states, AdapterTensors adapters) const {
+  return linear(x_embedder_, hidden_states.to(dtype_), adapters);
+}
 
 Tensor Flux1::embed_text(const Tensor& encoder_hidden_states, AdapterTensors adapters) const {
   return linear(context_embedder_, encoder_hidden_states.to(dtype_), adapters);
@@ -154,7 +166,8 @@ void Flux1::heads(const Attention& a, const Tensor& x, AdapterTensors adapters, 
   v = split(a.v);
 }
 
-Tensor Flux1::stream_tail(const Stream& s, const Tensor& x, const Tensor& attended, const std::vector<Tensor>& m, AdapterTensors adapters) const {
+Tensor Flux1::stream_tail(const Stream& s, const Tensor& x, const Tensor& attended, const std::vector<Tensor>& m,
+                          AdapterTensors adapters) const {
   const Tensor y = torch::addcmul(x, m[2], linear(s.out, attended, adapters));
   const Tensor hidden = linear(s.mlp_in, modulated(y, m[3], m[4]), adapters, SQ_ACT_GELU_TANH);
   return torch::addcmul(y, m[5], linear(s.mlp_out, hidden, adapters));

@@ -18,8 +18,9 @@ struct Match {
   std::vector<Rows> b_rows;
 };
 
-std::vector<Match> match(const Adapter& adapter, const std::vector<LinearInfo>& list, const std::map<std::string, std::size_t, std::less<>>& index,
-                         const std::map<std::string, Placement>& native, std::int64_t& rows) {
+std::vector<Match> match(const Adapter& adapter, const std::vector<LinearInfo>& list,
+                         const std::map<std::string, std::size_t, std::less<>>& index, const std::map<std::string, Placement>& native,
+                         std::int64_t& rows) {
   if (const auto at = index.find(adapter.layer); at != index.end()) {
     rows = list[at->second].out;
     return {{at->second, {{0, rows}}}};
@@ -30,16 +31,22 @@ std::vector<Match> match(const Adapter& adapter, const std::vector<LinearInfo>& 
     found.push_back({index.at(name), place.rows});
     rows = place.total_rows;
   }
-  if (found.empty()) throw Error(Code::LR_KEY, fmt::format("adapter layer '{}' is not a linear layer of this model", printable(adapter.layer)), {}, printable(adapter.layer));
+  if (found.empty())
+    throw Error(Code::LR_KEY, fmt::format("adapter layer '{}' is not a linear layer of this model", printable(adapter.layer)), {},
+                printable(adapter.layer));
   return found;
 }
 
 void require_shapes(const Adapter& adapter, std::int64_t in, std::int64_t out) {
   const std::string layer = printable(adapter.layer);
   if (adapter.a_t.size(1) != in)
-    throw Error(Code::LR_SHAPE, fmt::format("A^T of layer '{}' has shape {}, the layer needs [{}, {}]", layer, shape_of(adapter.a_t), adapter.rank(), in), {}, layer);
+    throw Error(Code::LR_SHAPE,
+                fmt::format("A^T of layer '{}' has shape {}, the layer needs [{}, {}]", layer, shape_of(adapter.a_t), adapter.rank(), in),
+                {}, layer);
   if (adapter.b_t.size(0) != out)
-    throw Error(Code::LR_SHAPE, fmt::format("B^T of layer '{}' has shape {}, the layer needs [{}, {}]", layer, shape_of(adapter.b_t), out, adapter.rank()), {}, layer);
+    throw Error(Code::LR_SHAPE,
+                fmt::format("B^T of layer '{}' has shape {}, the layer needs [{}, {}]", layer, shape_of(adapter.b_t), out, adapter.rank()),
+                {}, layer);
 }
 
 }  // namespace
@@ -50,7 +57,8 @@ Linears::Linears(std::vector<LinearInfo> list) : list_(std::move(list)), branche
 
 std::size_t Linears::index(std::string_view name) const {
   const auto at = index_.find(name);
-  if (at == index_.end()) throw Error(Code::MD_LAYER, fmt::format("the model has no linear layer '{}'", printable(name)), {}, printable(name));
+  if (at == index_.end())
+    throw Error(Code::MD_LAYER, fmt::format("the model has no linear layer '{}'", printable(name)), {}, printable(name));
   return at->second;
 }
 
@@ -66,7 +74,10 @@ void Linears::bind(const AdapterSet* set, const std::map<std::string, Placement>
       BlockAdapters& block = by_block[list_[matches.front().layer].block];
       for (const Match& m : matches) {
         if (branches[m.layer])
-          throw Error(Code::LR_KEY, fmt::format("layer '{}' is covered by two adapters, '{}' and '{}'", list_[m.layer].name, printable(owner[m.layer]), printable(name)), {}, list_[m.layer].name);
+          throw Error(Code::LR_KEY,
+                      fmt::format("layer '{}' is covered by two adapters, '{}' and '{}'", list_[m.layer].name, printable(owner[m.layer]),
+                                  printable(name)),
+                      {}, list_[m.layer].name);
         branches[m.layer] = std::make_unique<Branch>(Branch{block.size(), static_cast<float>(adapter.scaling()), m.b_rows});
         owner[m.layer] = name;
       }
@@ -87,7 +98,8 @@ const BlockAdapters& Linears::adapters_of(std::int64_t block) const {
 torch::Tensor Linears::dropped(const torch::Tensor& x, std::size_t layer) const {
   if (!set_ || set_->dropout <= 0 || !branches_[layer]) return x;
   const Adapter& adapter = *adapters_of(list_[layer].block)[branches_[layer]->adapter];
-  at::Generator generator = at::detail::createCPUGenerator(XXH3_64bits_withSeed(adapter.layer.data(), adapter.layer.size(), set_->dropout_seed));
+  at::Generator generator =
+      at::detail::createCPUGenerator(XXH3_64bits_withSeed(adapter.layer.data(), adapter.layer.size(), set_->dropout_seed));
   const double keep = 1.0 - set_->dropout;
   const torch::Tensor mask = torch::rand(x.sizes(), generator, torch::kFloat32).lt(keep).to(x.device(), x.scalar_type());
   return x * mask.mul_(1.0 / keep);

@@ -69,12 +69,13 @@ class Linears {
   /// The branch's input: x with the set's dropout applied, the same elements at every call with the same seed.
   torch::Tensor dropped(const torch::Tensor& x, std::size_t layer) const;
   /// apply() with a float weight, in plain libtorch operations.
-  torch::Tensor apply_float(const FloatWeight& weight, std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const;
+  torch::Tensor apply_float(const FloatWeight& weight, std::size_t layer, const torch::Tensor& x, std::int32_t activation,
+                            AdapterTensors adapters) const;
 
  private:
   std::vector<LinearInfo> list_;
   std::map<std::string, std::size_t, std::less<>> index_;
-  std::vector<std::unique_ptr<Branch>> branches_;   // by layer; null: no adapter
+  std::vector<std::unique_ptr<Branch>> branches_;  // by layer; null: no adapter
   std::map<std::int64_t, BlockAdapters> by_block_;
   const AdapterSet* set_ = nullptr;
 };

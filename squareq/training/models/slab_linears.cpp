@@ -26,7 +26,8 @@ class LeasedSource final : public WeightSource {
     sq_error e = make_error();
     check(backend_.stream().lease_weight(backend_.get(), bound.ref.session, bound.ref.lease, layer_, &bound.weight, &e), e);
     if (bound.weight.part_count > bound.parts.size())
-      throw Error(Code::INTERNAL, fmt::format("layer '{}' has {} parts, at most {} are expected", bound.weight.name, bound.weight.part_count, bound.parts.size()));
+      throw Error(Code::INTERNAL, fmt::format("layer '{}' has {} parts, at most {} are expected", bound.weight.name,
+                                              bound.weight.part_count, bound.parts.size()));
     for (std::uint32_t i = 0; i < bound.weight.part_count; ++i) {  // every part of bp8_v2 has one entry or row per output
       bound.parts[i] = bound.weight.parts[i];
       sq_tensor& t = bound.parts[i].tensor;
@@ -67,7 +68,8 @@ std::vector<Cut> cut(const std::vector<Rows>& weight, const std::vector<Rows>& b
 
 }  // namespace
 
-SlabLinears::SlabLinears(std::vector<LinearInfo> list, Context backend, std::vector<std::optional<SlabPlace>> places, std::vector<FloatWeight> floats)
+SlabLinears::SlabLinears(std::vector<LinearInfo> list, Context backend, std::vector<std::optional<SlabPlace>> places,
+                         std::vector<FloatWeight> floats)
     : Linears(std::move(list)), backend_(std::move(backend)), places_(std::move(places)), floats_(std::move(floats)) {
   for (std::size_t i = 0; i < places_.size(); ++i) pieces_.push_back(pieces_of(i));
 }
@@ -82,9 +84,11 @@ std::vector<SlabLinears::Piece> SlabLinears::pieces_of(std::size_t layer) const 
     Piece piece;
     piece.out = c.rows;
     piece.b_first = c.b_first;
-    piece.weight = std::make_shared<LeasedSource>(backend_, place.block, place.layer, whole ? std::nullopt : std::optional<Rows>({c.weight_first, c.rows}));
+    piece.weight = std::make_shared<LeasedSource>(backend_, place.block, place.layer,
+                                                  whole ? std::nullopt : std::optional<Rows>({c.weight_first, c.rows}));
     for (std::int32_t activation = SQ_ACT_NONE; activation <= SQ_ACT_SILU; ++activation)
-      piece.calls[activation] = std::make_shared<LinearCall>(LinearCall{backend_, piece.weight, c.rows, activation, branch ? branch->scaling : 0.0f});
+      piece.calls[activation] =
+          std::make_shared<LinearCall>(LinearCall{backend_, piece.weight, c.rows, activation, branch ? branch->scaling : 0.0f});
     pieces.push_back(std::move(piece));
   }
   return pieces;

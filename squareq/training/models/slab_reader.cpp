@@ -43,7 +43,11 @@ sq_status guarded(sq_error* error, const std::function<void()>& work) {
 }
 
 SlabReader::SlabReader(std::shared_ptr<const Slab> slab, std::vector<std::vector<std::size_t>> layers, bool verify, Progress progress)
-    : slab_(std::move(slab)), layers_(std::move(layers)), verify_(verify), progress_(std::move(progress)), verified_(slab_->layer_count() * kParts) {
+    : slab_(std::move(slab)),
+      layers_(std::move(layers)),
+      verify_(verify),
+      progress_(std::move(progress)),
+      verified_(slab_->layer_count() * kParts) {
   for (const TensorRecord& record : slab_->file().header().tensors) total_bytes_ += record.bytes();
 }
 
@@ -52,8 +56,9 @@ void SlabReader::verify(std::size_t layer, std::uint32_t part, const TensorRecor
   if (const auto expected = slab_->expected_digest(record.name)) {
     const std::uint64_t found = xxh3(data, record.bytes());
     if (found != *expected)
-      throw Error(Code::DT_CHECKSUM, fmt::format("tensor '{}' has checksum {}, the companion says {}", record.name, digest_hex(found), digest_hex(*expected)), file,
-                  slab_->layer(layer).canonical_name, record.name);
+      throw Error(Code::DT_CHECKSUM,
+                  fmt::format("tensor '{}' has checksum {}, the companion says {}", record.name, digest_hex(found), digest_hex(*expected)),
+                  file, slab_->layer(layer).canonical_name, record.name);
   }
   if (part != 0) return;
   Report report;
@@ -61,7 +66,8 @@ void SlabReader::verify(std::size_t layer, std::uint32_t part, const TensorRecor
   if (!report.problems.empty()) throw Error(report.problems.front());
 }
 
-void SlabReader::read(std::uint32_t block, std::uint32_t layer, std::uint32_t part, std::uint64_t offset, void* destination, std::uint64_t bytes) {
+void SlabReader::read(std::uint32_t block, std::uint32_t layer, std::uint32_t part, std::uint64_t offset, void* destination,
+                      std::uint64_t bytes) {
   const std::size_t index = layers_[block][layer];
   const LayerTensors& tensors = slab_->tensors(index);
   const std::array<const TensorRecord*, kParts> records{tensors.qweight, tensors.scale, tensors.zero_point, tensors.bias};

@@ -21,12 +21,12 @@ namespace {
 
 /// The session's view of the model: which slab layers lie in which block, and where each linear is.
 struct Arrangement {
-  std::vector<streaming::Block> blocks;                 ///< the model's blocks that hold quantized layers, then those outside
-  std::vector<std::vector<std::size_t>> slab_layers;    ///< by block: index into the slab's manifest
-  std::vector<std::int64_t> table_index;                ///< by model block; -1: nothing of it is quantized
-  std::int64_t outside = -1;                            ///< table index of the layers outside blocks
-  std::vector<std::shared_ptr<LeasedBlock>> leased;     ///< by table index
-  std::vector<std::optional<SlabPlace>> places;         ///< by linear
+  std::vector<streaming::Block> blocks;               ///< the model's blocks that hold quantized layers, then those outside
+  std::vector<std::vector<std::size_t>> slab_layers;  ///< by block: index into the slab's manifest
+  std::vector<std::int64_t> table_index;              ///< by model block; -1: nothing of it is quantized
+  std::int64_t outside = -1;                          ///< table index of the layers outside blocks
+  std::vector<std::shared_ptr<LeasedBlock>> leased;   ///< by table index
+  std::vector<std::optional<SlabPlace>> places;       ///< by linear
 };
 
 streaming::Part part_of(const char* name, const TensorRecord& record) {
@@ -36,7 +36,8 @@ streaming::Part part_of(const char* name, const TensorRecord& record) {
 streaming::Layer layer_of(const Slab& slab, std::size_t index) {
   const ManifestLayer& m = slab.layer(index);
   const LayerTensors& t = slab.tensors(index);
-  streaming::Layer layer{m.canonical_name, "bp8_v2", static_cast<std::int64_t>(m.orig_shape[0]), static_cast<std::int64_t>(m.orig_shape[1]), {}};
+  streaming::Layer layer{
+      m.canonical_name, "bp8_v2", static_cast<std::int64_t>(m.orig_shape[0]), static_cast<std::int64_t>(m.orig_shape[1]), {}};
   layer.parts = {part_of("qweight", *t.qweight), part_of("scale", *t.scale), part_of("zero_point", *t.zero_point)};
   if (t.bias) layer.parts.push_back(part_of("bias", *t.bias));
   return layer;
@@ -92,8 +93,13 @@ Arrangement arrange(const Slab& slab, const ModelLayout& layout, const std::map<
 class SlabStore final : public WeightStore {
  public:
   SlabStore(std::shared_ptr<const Slab> slab, TensorFiles rest, ModelLayout layout, Arrangement arrangement, const OpenOptions& options)
-      : slab_(std::move(slab)), rest_(std::move(rest)), layout_(std::move(layout)), arrangement_(std::move(arrangement)), dtype_(options.dtype),
-        backend_(open_backend(options.backend, options.threads)), table_(arrangement_.blocks),
+      : slab_(std::move(slab)),
+        rest_(std::move(rest)),
+        layout_(std::move(layout)),
+        arrangement_(std::move(arrangement)),
+        dtype_(options.dtype),
+        backend_(open_backend(options.backend, options.threads)),
+        table_(arrangement_.blocks),
         reader_(slab_, arrangement_.slab_layers, options.verify, options.progress) {
     std::uint64_t float_bytes = 0;
     std::vector<FloatWeight> floats = load_floats(float_bytes);
@@ -122,7 +128,9 @@ class SlabStore final : public WeightStore {
     return std::make_unique<LeaseHold>(*session_, *arrangement_.leased[static_cast<std::size_t>(index)], static_cast<std::uint32_t>(index));
   }
 
-  torch::Device device() const override { return backend_device(backend_) == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU); }
+  torch::Device device() const override {
+    return backend_device(backend_) == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
+  }
   std::string backend_name() const override { return backend_->name; }
   std::string slab_id() const override { return slab_->id_sha256(); }
   sq_stream_stats stream_stats() const override { return session_->stats(); }
@@ -135,7 +143,9 @@ class SlabStore final : public WeightStore {
 
  private:
   struct LeaseHold final : BlockTask::Hold {
-    LeaseHold(StreamSession& session, LeasedBlock& block, std::uint32_t index) : lease(session, index), owner(&block) { block.lease = &lease; }
+    LeaseHold(StreamSession& session, LeasedBlock& block, std::uint32_t index) : lease(session, index), owner(&block) {
+      block.lease = &lease;
+    }
     LeaseHold(const LeaseHold&) = delete;
     LeaseHold& operator=(const LeaseHold&) = delete;
     ~LeaseHold() override { owner->lease = nullptr; }
@@ -208,9 +218,10 @@ class SlabStore final : public WeightStore {
   static sq_status read(void* user, std::uint32_t block, std::uint64_t offset, void* destination, std::uint64_t bytes, sq_error* error) {
     auto& self = *static_cast<SlabStore*>(user);
     return guarded(error, [&] {
-      self.table_.read(block, offset, destination, bytes, [&](std::uint32_t layer, std::uint32_t part, std::uint64_t at, void* to, std::uint64_t count) {
-        self.reader_.read(block, layer, part, at, to, count);
-      });
+      self.table_.read(block, offset, destination, bytes,
+                       [&](std::uint32_t layer, std::uint32_t part, std::uint64_t at, void* to, std::uint64_t count) {
+                         self.reader_.read(block, layer, part, at, to, count);
+                       });
     });
   }
 
@@ -244,7 +255,9 @@ void require_same_model(const Slab& slab, const ModelLayout& base, const std::st
   for (const ArchitectureLayer& layer : base.architecture.layers()) linears.push_back({layer.name, layer.in, layer.out, layer.bias});
   const std::string signature = model_signature(linears);
   if (signature != slab.manifest().model_signature)
-    throw Error(Code::MD_BASE, fmt::format("base checkpoint has signature {}, the slab was made from {}", signature, slab.manifest().model_signature), base_file);
+    throw Error(Code::MD_BASE,
+                fmt::format("base checkpoint has signature {}, the slab was made from {}", signature, slab.manifest().model_signature),
+                base_file);
 }
 
 /// A config given by hand wins over the companion's record.
@@ -256,7 +269,8 @@ std::optional<Architecture> recognise_slab(const std::vector<TensorShape>& shape
 }  // namespace
 
 OpenedModel open_slab(const OpenOptions& options) {
-  if (options.dtype == torch::kFloat64) throw Error(Code::CFG_VALUE, "dtype f64 is for float checkpoints; a slab's activations are f32, bf16 or f16");
+  if (options.dtype == torch::kFloat64)
+    throw Error(Code::CFG_VALUE, "dtype f64 is for float checkpoints; a slab's activations are f32, bf16 or f16");
   auto slab = std::make_shared<const Slab>(Slab::open(options.source));
   const std::string file = slab->paths().slab.string();
   const Companion* companion = slab->companion();
@@ -280,12 +294,20 @@ OpenedModel open_slab(const OpenOptions& options) {
   for (std::size_t i = 0; i < slab->layer_count(); ++i) {
     const std::string& name = slab->layer(i).canonical_name;
     const ArchitectureLayer* known = layout->architecture.find_layer(name);
-    if (!known) throw Error(Code::MD_LAYER, fmt::format("slab layer '{}' is not a linear layer of this model", printable(name)), file, printable(name));
+    if (!known)
+      throw Error(Code::MD_LAYER, fmt::format("slab layer '{}' is not a linear layer of this model", printable(name)), file,
+                  printable(name));
     const auto& shape = slab->layer(i).orig_shape;
     if (shape[0] != known->out || shape[1] != known->in)
-      throw Error(Code::MD_LAYER, fmt::format("slab layer '{}' is [{}, {}], the model's is [{}, {}]", printable(name), shape[0], shape[1], known->out, known->in), file, printable(name));
+      throw Error(
+          Code::MD_LAYER,
+          fmt::format("slab layer '{}' is [{}, {}], the model's is [{}, {}]", printable(name), shape[0], shape[1], known->out, known->in),
+          file, printable(name));
     if (slab->layer(i).bias_key.has_value() != known->bias)
-      throw Error(Code::MD_LAYER, fmt::format("slab layer '{}' has {} bias, the model's has {}", printable(name), slab->layer(i).bias_key ? "a" : "no", known->bias ? "one" : "none"), file, printable(name));
+      throw Error(Code::MD_LAYER,
+                  fmt::format("slab layer '{}' has {} bias, the model's has {}", printable(name), slab->layer(i).bias_key ? "a" : "no",
+                              known->bias ? "one" : "none"),
+                  file, printable(name));
     layers.emplace(name, i);
   }
   Arrangement arrangement = arrange(*slab, *layout, layers);

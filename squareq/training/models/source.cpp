@@ -53,7 +53,9 @@ ModelConfig config_of(const Architecture& architecture, const std::string& file)
   std::int64_t sum = 0;
   for (const std::int64_t axis : c.axes_dims_rope) sum += axis;
   if (c.axes_dims_rope.empty())
-    throw Error(Code::MD_ARCH, fmt::format("the RoPE axes of head size {} are not known; give a config.json with axes_dims_rope (--config)", a.head_dim), file);
+    throw Error(Code::MD_ARCH,
+                fmt::format("the RoPE axes of head size {} are not known; give a config.json with axes_dims_rope (--config)", a.head_dim),
+                file);
   if (sum != a.head_dim) throw Error(Code::MD_ARCH, fmt::format("axes_dims_rope sums to {}, the head size is {}", sum, a.head_dim), file);
   return c;
 }
@@ -74,9 +76,10 @@ TensorFiles TensorFiles::open_checkpoint(const fs::path& path) {
   files.shapes_ = checkpoint->shapes();
   files.config_json_ = checkpoint->config_json();
   for (const Checkpoint::Tensor& tensor : checkpoint->tensors())
-    files.entries_.emplace(tensor.name, Entry{tensor.dtype, tensor.shape, tensor.bytes, [checkpoint, &tensor](std::uint64_t offset, void* to, std::uint64_t bytes) {
-                             checkpoint->read(tensor, offset, to, bytes);
-                           }});
+    files.entries_.emplace(tensor.name, Entry{tensor.dtype, tensor.shape, tensor.bytes,
+                                              [checkpoint, &tensor](std::uint64_t offset, void* to, std::uint64_t bytes) {
+                                                checkpoint->read(tensor, offset, to, bytes);
+                                              }});
   return files;
 }
 
@@ -85,9 +88,10 @@ TensorFiles TensorFiles::of(std::shared_ptr<const SafetensorsFile> file) {
   files.path_ = file->path().string();
   for (const TensorRecord& record : file->header().tensors) {
     files.shapes_.push_back({record.name, record.shape});
-    files.entries_.emplace(record.name, Entry{record.dtype, record.shape, record.bytes(), [file, &record](std::uint64_t offset, void* to, std::uint64_t bytes) {
-                             file->read(record, offset, to, bytes);
-                           }});
+    files.entries_.emplace(record.name, Entry{record.dtype, record.shape, record.bytes(),
+                                              [file, &record](std::uint64_t offset, void* to, std::uint64_t bytes) {
+                                                file->read(record, offset, to, bytes);
+                                              }});
   }
   return files;
 }
@@ -99,10 +103,14 @@ torch::Tensor TensorFiles::read_rows(const RowView& view, torch::Dtype dtype) co
   const Entry& entry = at->second;
   const auto sq = to_sq_dtype(entry.dtype);
   if (!sq || (*sq != SQ_F32 && *sq != SQ_F16 && *sq != SQ_BF16 && *sq != SQ_F64))
-    throw Error(Code::MD_TENSOR, fmt::format("tensor '{}' is {}, expected F32, F16, BF16 or F64", name, squareq::dtype_name(entry.dtype)), path_, {}, name);
+    throw Error(Code::MD_TENSOR, fmt::format("tensor '{}' is {}, expected F32, F16, BF16 or F64", name, squareq::dtype_name(entry.dtype)),
+                path_, {}, name);
   std::vector<std::int64_t> shape(entry.shape.begin(), entry.shape.end());
   if (shape.empty() || view.first_row + view.rows > entry.shape[0])
-    throw Error(Code::MD_TENSOR, fmt::format("tensor '{}' has shape {}, rows {} to {} are wanted", name, shape_text(shape), view.first_row, view.first_row + view.rows), path_, {}, name);
+    throw Error(Code::MD_TENSOR,
+                fmt::format("tensor '{}' has shape {}, rows {} to {} are wanted", name, shape_text(shape), view.first_row,
+                            view.first_row + view.rows),
+                path_, {}, name);
   const std::uint64_t row_bytes = entry.shape[0] ? entry.bytes / entry.shape[0] : 0;
   shape[0] = static_cast<std::int64_t>(view.rows);
   torch::Tensor tensor = torch::empty(shape, to_torch_dtype(*sq));

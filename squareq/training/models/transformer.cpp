@@ -37,8 +37,13 @@ void append(std::vector<Tensor>& tensors, const BlockAdapters& adapters) {
 class FluxTransformer final : public Transformer {
  public:
   FluxTransformer(OpenedModel opened, const OpenOptions& options)
-      : config_(std::move(opened.config)), architecture_(std::move(opened.architecture)), store_(std::move(opened.store)), native_(std::move(opened.native)), dtype_(options.dtype),
-        checkpointing_(options.checkpointing), model_(config_, *store_, options.dtype) {
+      : config_(std::move(opened.config)),
+        architecture_(std::move(opened.architecture)),
+        store_(std::move(opened.store)),
+        native_(std::move(opened.native)),
+        dtype_(options.dtype),
+        checkpointing_(options.checkpointing),
+        model_(config_, *store_, options.dtype) {
     for (std::int64_t i = 0; i < model_.block_count(); ++i) blocks_.push_back(std::make_shared<FluxBlock>(model_, *store_, i));
   }
 
@@ -54,7 +59,8 @@ class FluxTransformer final : public Transformer {
     std::vector<Tensor> outside;
     append(outside, store_->linears().adapters_of(-1));
     const Flux1::Conditioning condition = model_.condition(inputs, outside);
-    std::vector<Tensor> streams{model_.embed_image(inputs.hidden_states, outside), model_.embed_text(inputs.encoder_hidden_states, outside)};
+    std::vector<Tensor> streams{model_.embed_image(inputs.hidden_states, outside),
+                                model_.embed_text(inputs.encoder_hidden_states, outside)};
     const std::int64_t text = inputs.encoder_hidden_states.size(1);
     bool joined = false;
     for (std::int64_t i = 0; i < model_.block_count(); ++i) {
@@ -103,7 +109,8 @@ class FluxTransformer final : public Transformer {
   /// The first block that backward will visit; block_count() where it visits none.
   std::int64_t first_backward_block(const ForwardInputs& in) const {
     if (!torch::GradMode::is_enabled()) return model_.block_count();
-    for (const Tensor& t : {in.hidden_states, in.encoder_hidden_states, in.pooled_projections, in.timestep, in.guidance, in.img_ids, in.txt_ids})
+    for (const Tensor& t :
+         {in.hidden_states, in.encoder_hidden_states, in.pooled_projections, in.timestep, in.guidance, in.img_ids, in.txt_ids})
       if (t.defined() && t.requires_grad()) return 0;
     const auto trained = [](const Adapter* a) { return a->a_t.requires_grad() || a->b_t.requires_grad(); };
     const auto feeds_blocks = [&](const Adapter* a) {  // all outside layers but the final ones

@@ -29,7 +29,9 @@ using torch::nn::Module;
 /// A module that is no quantized Linear: one weight, frozen.
 class OtherModule : public Module {
  public:
-  OtherModule(const std::string& kind, const std::vector<std::int64_t>& shape) : Module(kind) { register_parameter("weight", torch::zeros(shape), false); }
+  OtherModule(const std::string& kind, const std::vector<std::int64_t>& shape) : Module(kind) {
+    register_parameter("weight", torch::zeros(shape), false);
+  }
 };
 
 struct ModuleContext {
@@ -85,7 +87,8 @@ void place(Module& root, const std::string& path, std::shared_ptr<Module> leaf) 
     at = children.contains(part) ? children[part].get() : at->register_module(part, std::make_shared<Module>("container")).get();
   }
   const std::string last = path.substr(from);
-  if (last.empty() || at->named_children().contains(last)) throw Error(Code::CALL_VALUE, fmt::format("module '{}' is given twice, or its name is empty", printable(path)));
+  if (last.empty() || at->named_children().contains(last))
+    throw Error(Code::CALL_VALUE, fmt::format("module '{}' is given twice, or its name is empty", printable(path)));
   at->register_module(last, std::move(leaf));
 }
 
@@ -94,8 +97,12 @@ std::shared_ptr<Module> other_module(const json& other) {
   const auto shape = other.at("shape").get<std::vector<std::int64_t>>();
   const std::map<std::string, std::size_t> kinds{{"embedding", 2}, {"layer_norm", 1}, {"rms_norm", 1}, {"conv2d", 4}, {"linear", 2}};
   const auto known = kinds.find(kind);
-  if (known == kinds.end()) throw Error(Code::CALL_VALUE, fmt::format("module '{}': kind '{}' is none of embedding, layer_norm, rms_norm, conv2d, linear", printable(name), printable(kind)));
-  if (shape.size() != known->second) throw Error(Code::CALL_VALUE, fmt::format("module '{}': a {} has {} dimensions, {} are given", printable(name), kind, known->second, shape.size()));
+  if (known == kinds.end())
+    throw Error(Code::CALL_VALUE, fmt::format("module '{}': kind '{}' is none of embedding, layer_norm, rms_norm, conv2d, linear",
+                                              printable(name), printable(kind)));
+  if (shape.size() != known->second)
+    throw Error(Code::CALL_VALUE,
+                fmt::format("module '{}': a {} has {} dimensions, {} are given", printable(name), kind, known->second, shape.size()));
   if (kind == "linear") return std::make_shared<LinearShape>(LinearSpec{name, shape[1], shape[0], other.value("bias", false)});
   return std::make_shared<OtherModule>(kind, shape);
 }
@@ -121,7 +128,8 @@ sq_status create(sq_context* context, const char* request, std::uint64_t* module
       lora->rank = l.value("rank", std::int64_t{8});
       lora->alpha = l.value("alpha", 1.0);
       const std::string init = l.value("init", "peft");
-      if (init != "peft" && init != "squareq") throw Error(Code::CALL_VALUE, fmt::format("lora init '{}' is none of peft, squareq", printable(init)));
+      if (init != "peft" && init != "squareq")
+        throw Error(Code::CALL_VALUE, fmt::format("lora init '{}' is none of peft, squareq", printable(init)));
       lora->init = init == "peft" ? LoraInit::peft : LoraInit::squareq;
     }
     const std::vector<std::string> replaced = scaffold(*root, layers, lora);
@@ -177,9 +185,13 @@ sq_status freeze_all(sq_context* context, std::uint64_t module, sq_error* error)
 torch::Tensor callers(const sq_tensor* tensor, const torch::Tensor& like, const char* name) {
   if (!tensor || (!tensor->data && like.numel())) throw Error(Code::CALL_NULL, fmt::format("tensor for '{}' is null", printable(name)));
   if (tensor->dtype != to_sq_dtype(like.scalar_type()))
-    throw Error(Code::CALL_DTYPE, fmt::format("'{}' is {}, the tensor given is {}", printable(name), squareq::dtype_name(to_sq_dtype(like.scalar_type())), squareq::dtype_name(tensor->dtype)));
-  const std::vector<std::int64_t> shape(tensor->shape, tensor->shape + tensor->rank), strides(tensor->strides, tensor->strides + tensor->rank);
-  if (like.sizes() != at::IntArrayRef(shape)) throw Error(Code::CALL_SHAPE, fmt::format("'{}' has shape {}, the tensor given {}", printable(name), shape_of(like), shape_text(shape)));
+    throw Error(Code::CALL_DTYPE, fmt::format("'{}' is {}, the tensor given is {}", printable(name),
+                                              squareq::dtype_name(to_sq_dtype(like.scalar_type())), squareq::dtype_name(tensor->dtype)));
+  const std::vector<std::int64_t> shape(tensor->shape, tensor->shape + tensor->rank),
+      strides(tensor->strides, tensor->strides + tensor->rank);
+  if (like.sizes() != at::IntArrayRef(shape))
+    throw Error(Code::CALL_SHAPE,
+                fmt::format("'{}' has shape {}, the tensor given {}", printable(name), shape_of(like), shape_text(shape)));
   return torch::from_blob(tensor->data, shape, strides, torch::dtype(like.scalar_type()));
 }
 
@@ -219,7 +231,8 @@ sq_status forward(sq_context* context, std::uint64_t module, const char* layer, 
     const QuantLinear* quantized = nullptr;
     for (const auto& item : root.named_modules("", false))
       if (item.key() == layer) quantized = dynamic_cast<const QuantLinear*>(item.value().get());
-    if (!quantized) throw Error(Code::MD_LAYER, fmt::format("'{}' is no quantized layer of the module", printable(layer)), {}, printable(layer));
+    if (!quantized)
+      throw Error(Code::MD_LAYER, fmt::format("'{}' is no quantized layer of the module", printable(layer)), {}, printable(layer));
     if (!c.backend) c.backend.emplace(open_backend("auto", c.threads));
     const std::vector<std::int64_t> shape(x->shape, x->shape + x->rank), strides(x->strides, x->strides + x->rank);
     const torch::Tensor input = torch::from_blob(x->data, shape, strides, torch::dtype(to_torch_dtype(x->dtype)));
@@ -240,7 +253,8 @@ sq_status create_context(const sq_host* host, sq_context** context, sq_error* er
   return guarded(error, [&] {
     if (!host || !context) throw Error(Code::CALL_NULL, "host or context is null");
     if (host->abi_version != SQ_ABI_VERSION)
-      throw Error(Code::CALL_VERSION, fmt::format("host was compiled with contract version {}, this implementation with {}", host->abi_version, SQ_ABI_VERSION));
+      throw Error(Code::CALL_VERSION, fmt::format("host was compiled with contract version {}, this implementation with {}",
+                                                  host->abi_version, SQ_ABI_VERSION));
     auto own_context = std::make_unique<ModuleContext>();
     own_context->threads = host->threads;
     *context = reinterpret_cast<sq_context*>(own_context.release());
@@ -251,9 +265,18 @@ void destroy_context(sq_context* context) { delete reinterpret_cast<ModuleContex
 
 sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* error) {
   return guarded(error, [&] {
-    answer(sink, user, {{"name", "squareq"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cpu"}, {"deterministic", true},
-                        {"groups", {"module"}}, {"operations", {"create", "load", "cast", "list", "freeze", "read", "write", "forward"}},
-                        {"formats", {"bp8_v2"}}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", ordered_json::array()}, {"details", ordered_json::object()}});
+    answer(sink, user,
+           {{"name", "squareq"},
+            {"version", "0.1.0"},
+            {"abi_version", SQ_ABI_VERSION},
+            {"device", "cpu"},
+            {"deterministic", true},
+            {"groups", {"module"}},
+            {"operations", {"create", "load", "cast", "list", "freeze", "read", "write", "forward"}},
+            {"formats", {"bp8_v2"}},
+            {"activation_dtypes", {"f32", "bf16", "f16"}},
+            {"rounding_classes", ordered_json::array()},
+            {"details", ordered_json::object()}});
   });
 }
 

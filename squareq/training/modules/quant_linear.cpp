@@ -45,7 +45,8 @@ class ResidentSource final : public WeightSource {
 
 void require(const LinearSpec& spec, const char* part, const Tensor& t, torch::Dtype dtype, std::vector<std::int64_t> shape) {
   if (!t.defined()) refuse(spec, fmt::format("{} is missing", part));
-  if (t.scalar_type() != dtype) refuse(spec, fmt::format("{} must be {}, received {}", part, c10::toString(dtype), c10::toString(t.scalar_type())));
+  if (t.scalar_type() != dtype)
+    refuse(spec, fmt::format("{} must be {}, received {}", part, c10::toString(dtype), c10::toString(t.scalar_type())));
   bool same = t.dim() == static_cast<std::int64_t>(shape.size());
   std::string wanted = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -65,7 +66,8 @@ QuantLinear::QuantLinear(LinearSpec spec, std::optional<LoraSpec> lora, torch::D
   if (spec_.bias) bias_ = register_parameter("bias", torch::zeros({spec_.out}), false);
   if (!lora_) return;
   if (lora_->rank <= 0) refuse(spec_, fmt::format("rank {} is not positive", lora_->rank));
-  const double bound = lora_->init == LoraInit::peft ? 1.0 / std::sqrt(static_cast<double>(spec_.in)) : std::sqrt(6.0 / static_cast<double>(lora_->rank));
+  const double bound =
+      lora_->init == LoraInit::peft ? 1.0 / std::sqrt(static_cast<double>(spec_.in)) : std::sqrt(6.0 / static_cast<double>(lora_->rank));
   lora_a_ = register_parameter("lora_A", torch::empty({lora_->rank, spec_.in}).uniform_(-bound, bound).t());
   lora_b_ = register_parameter("lora_B", torch::zeros({spec_.out, lora_->rank}).t());
 }
@@ -76,7 +78,8 @@ void QuantLinear::set_quant_state(const Tensor& qweight, const Tensor& scale, co
   require(spec_, "zero_point", zero_point, torch::kFloat32, {spec_.out});
   if (spec_.bias) require(spec_, "bias", bias, torch::kFloat32, {spec_.out});
   if (!spec_.bias && bias.defined()) refuse(spec_, "a bias was given, the module has none");
-  if (!scale.isfinite().all().item<bool>() || !scale.gt(0).all().item<bool>()) refuse(spec_, "scale holds a value that is not finite and positive");
+  if (!scale.isfinite().all().item<bool>() || !scale.gt(0).all().item<bool>())
+    refuse(spec_, "scale holds a value that is not finite and positive");
   if (!zero_point.eq(0).all().item<bool>()) refuse(spec_, "zero_point holds a value that is not 0");
   if (qweight.eq(-128).any().item<bool>()) refuse(spec_, "qweight holds -128");
   if (qweight.slice(1, spec_.in).ne(0).any().item<bool>()) refuse(spec_, "padding columns of qweight are not 0");
@@ -91,7 +94,8 @@ Tensor QuantLinear::forward(const Tensor& x, const Context& backend) const {
   const std::string name = printable(spec_.name);
   if (!loaded()) throw Error(Code::CALL_STATE, fmt::format("QuantLinear '{}' called before quantized state was set", name), {}, name);
   if (x.dim() == 0 || x.size(-1) != spec_.in)
-    throw Error(Code::CALL_SHAPE, fmt::format("layer '{}': input has shape {}, the last dimension must be {}", name, shape_of(x), spec_.in), {}, name);
+    throw Error(Code::CALL_SHAPE, fmt::format("layer '{}': input has shape {}, the last dimension must be {}", name, shape_of(x), spec_.in),
+                {}, name);
   std::vector<std::pair<const char*, Tensor>> parts{{"qweight", qweight_}, {"scale", scale_}, {"zero_point", zero_point_}};
   if (spec_.bias) parts.emplace_back("bias", bias_.detach());
   LinearCall call{backend, std::make_shared<ResidentSource>(spec_, std::move(parts)), spec_.out, SQ_ACT_NONE, 0};

@@ -48,7 +48,8 @@ class QuantLinear : public torch::nn::Module {
 
   /// Throws MD_LAYER naming layer and both values for a wrong dtype, shape, padding, scale (not finite and positive), zero point (not
   /// 0), code (-128) or bias (given or missing against the spec), and then changes nothing. Takes the tensors, copies none.
-  void set_quant_state(const torch::Tensor& qweight, const torch::Tensor& scale, const torch::Tensor& zero_point, const torch::Tensor& bias);
+  void set_quant_state(const torch::Tensor& qweight, const torch::Tensor& scale, const torch::Tensor& zero_point,
+                       const torch::Tensor& bias);
   bool loaded() const { return qweight_.numel() > 0; }
 
   /// Throws CALL_STATE before set_quant_state, CALL_SHAPE for a last dimension that is not `in`.

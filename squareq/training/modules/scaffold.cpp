@@ -40,7 +40,8 @@ std::map<std::string, QuantLinear*> quantized_of(Module& root) {
 
 /// The Linear that a module is, QuantLinear excluded.
 std::optional<LinearSpec> linear_of(const std::string& path, const Module& module) {
-  if (const auto* shape = dynamic_cast<const LinearShape*>(&module)) return LinearSpec{path, shape->spec.in, shape->spec.out, shape->spec.bias};
+  if (const auto* shape = dynamic_cast<const LinearShape*>(&module))
+    return LinearSpec{path, shape->spec.in, shape->spec.out, shape->spec.bias};
   if (const auto* linear = dynamic_cast<const torch::nn::LinearImpl*>(&module))
     return LinearSpec{path, linear->weight.size(1), linear->weight.size(0), linear->bias.defined()};
   return std::nullopt;
@@ -57,11 +58,13 @@ struct Parts {
 
 torch::Tensor read_part(const Slab& slab, const std::string& layer, const TensorRecord* record) {
   if (!record) return {};
-  torch::Tensor tensor = torch::empty(std::vector<std::int64_t>(record->shape.begin(), record->shape.end()), to_torch_dtype(*to_sq_dtype(record->dtype)));
+  torch::Tensor tensor =
+      torch::empty(std::vector<std::int64_t>(record->shape.begin(), record->shape.end()), to_torch_dtype(*to_sq_dtype(record->dtype)));
   slab.file().read(*record, 0, tensor.data_ptr(), record->bytes());
   const auto expected = slab.expected_digest(record->name);
   if (const std::uint64_t found = xxh3(tensor.data_ptr(), record->bytes()); expected && found != *expected)
-    throw Error(Code::DT_CHECKSUM, fmt::format("tensor '{}' has checksum {}, the companion says {}", record->name, digest_hex(found), digest_hex(*expected)),
+    throw Error(Code::DT_CHECKSUM,
+                fmt::format("tensor '{}' has checksum {}, the companion says {}", record->name, digest_hex(found), digest_hex(*expected)),
                 slab.paths().slab.string(), layer, record->name);
   return tensor;
 }
@@ -99,7 +102,8 @@ std::vector<std::string> scaffold(Module& root, const std::vector<LinearSpec>& l
 std::vector<LinearSpec> layers_of(const Slab& slab) {
   std::vector<LinearSpec> layers;
   for (const ManifestLayer& m : slab.manifest().layers)
-    layers.push_back({m.canonical_name, static_cast<std::int64_t>(m.orig_shape[1]), static_cast<std::int64_t>(m.orig_shape[0]), m.bias_key.has_value()});
+    layers.push_back(
+        {m.canonical_name, static_cast<std::int64_t>(m.orig_shape[1]), static_cast<std::int64_t>(m.orig_shape[0]), m.bias_key.has_value()});
   return layers;
 }
 
@@ -113,7 +117,8 @@ std::size_t load_slab(Module& root, const Slab& slab) {
     if (at == modules.end()) refuse(name, "of the slab matches no quantized module of the model");
     require_same(layers[i], at->second->spec(), "");
     const LayerTensors& t = slab.tensors(i);
-    staged.emplace_back(at->second, Parts{read_part(slab, name, t.qweight), read_part(slab, name, t.scale), read_part(slab, name, t.zero_point), read_part(slab, name, t.bias)});
+    staged.emplace_back(at->second, Parts{read_part(slab, name, t.qweight), read_part(slab, name, t.scale),
+                                          read_part(slab, name, t.zero_point), read_part(slab, name, t.bias)});
   }
   for (const auto& [name, module] : modules)
     if (!slab.find_layer(name)) refuse(name, "of the model is not in the slab");

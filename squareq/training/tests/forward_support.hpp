@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -10,7 +11,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 #include "squareq/builder/build.hpp"
@@ -71,8 +71,8 @@ inline double relative_l2(const std::vector<double>& got, const std::vector<doub
 }
 
 /// Builds a slab of a fixture's checkpoint.
-inline std::filesystem::path build_slab(const std::filesystem::path& model, const Scratch& scratch, const std::string& name, bool companion = true,
-                                        std::vector<std::string> prefixes = {}) {
+inline std::filesystem::path build_slab(const std::filesystem::path& model, const Scratch& scratch, const std::string& name,
+                                        bool companion = true, std::vector<std::string> prefixes = {}) {
   BuildOptions options;
   options.model = model;
   options.out = scratch.path();

@@ -5,13 +5,13 @@
 namespace squareq::training {
 namespace {
 
+using nlohmann::json;
 using testing::build_slab;
 using testing::code_of;
 using testing::fixture;
 using testing::numbers;
 using testing::relative_l2;
 using testing::Scratch;
-using nlohmann::json;
 
 ForwardRequest request_of(const std::string& name, const std::filesystem::path& model, const Scratch& scratch) {
   ForwardRequest r;
@@ -25,7 +25,8 @@ ForwardRequest request_of(const std::string& name, const std::filesystem::path& 
 }
 
 /// Every expected tensor, and no other, within `tolerance` of it.
-void expect_file(const std::filesystem::path& got_file, const std::filesystem::path& want_file, const json& tolerances, double tolerance = 0) {
+void expect_file(const std::filesystem::path& got_file, const std::filesystem::path& want_file, const json& tolerances,
+                 double tolerance = 0) {
   const auto got = numbers(got_file), want = numbers(want_file);
   EXPECT_EQ(got.size(), want.size());
   for (const auto& [name, values] : want) {
@@ -116,9 +117,11 @@ TEST(Forward, FusedNamesGiveTheSameOutputAsDiffusersNames) {
 
 TEST(Forward, PartlyQuantizedModelRuns) {
   const Scratch scratch;
-  ForwardRequest request = request_of("guided", build_slab(fixture("flux/guided"), scratch, "part", true, {"single_transformer_blocks."}), scratch);
+  ForwardRequest request =
+      request_of("guided", build_slab(fixture("flux/guided"), scratch, "part", true, {"single_transformer_blocks."}), scratch);
   run_forward(request);
-  const auto got = numbers(request.output), exact = numbers(fixture("flux/guided/expected.safetensors")), int8 = numbers(fixture("flux/guided/expected_int8.safetensors"));
+  const auto got = numbers(request.output), exact = numbers(fixture("flux/guided/expected.safetensors")),
+             int8 = numbers(fixture("flux/guided/expected_int8.safetensors"));
   const double error = relative_l2(got.at("sample"), exact.at("sample"));
   EXPECT_GT(error, 1e-4);
   EXPECT_LT(error, relative_l2(int8.at("sample"), exact.at("sample")));  // fewer layers are rounded than in a full slab
@@ -164,7 +167,8 @@ std::filesystem::path edited(const std::string& name, const Scratch& scratch, co
   std::vector<TensorSpec> specs;
   std::map<std::string, std::vector<std::byte>> data;
   for (const TensorRecord& record : file.header().tensors)
-    if (record.name != edit.drop) data[record.name] = file.read_all(record.name), specs.push_back({record.name, record.dtype, record.shape});
+    if (record.name != edit.drop)
+      data[record.name] = file.read_all(record.name), specs.push_back({record.name, record.dtype, record.shape});
   for (const auto& [tensor, shape] : edit.reshape) {
     std::uint64_t elements = 1;
     for (const std::uint64_t n : shape) elements *= n;
@@ -200,16 +204,26 @@ TEST_P(ForwardBadInput, IsNamedAndLeavesNoFile) {
   EXPECT_FALSE(std::filesystem::exists(request.output));
 }
 
-INSTANTIATE_TEST_SUITE_P(Flux, ForwardBadInput, ::testing::Values(
-    BadInput{"missing argument", "guided", {"pooled_projections", {}, ""}, Code::DS_TENSOR, {"pooled_projections"}},
-    BadInput{"missing guidance", "guided", {"guidance", {}, ""}, Code::DS_TENSOR, {"guidance"}},
-    BadInput{"guidance for a model without", "plain", {"", {{"guidance", {1}}}, ""}, Code::DS_TENSOR, {"guidance"}},
-    BadInput{"missing cotangent", "guided", {"cotangent", {}, ""}, Code::DS_TENSOR, {"cotangent"}},
-    BadInput{"channels", "guided", {"", {{"hidden_states", {2, 15, 15}}}, ""}, Code::DS_SHAPE, {"hidden_states", "[2, 15, 15]", "16]"}},
-    BadInput{"batch", "guided", {"", {{"encoder_hidden_states", {1, 4, 40}}}, ""}, Code::DS_SHAPE, {"encoder_hidden_states", "[1, 4, 40]", "[2, any, 40]"}},
-    BadInput{"ids", "guided", {"", {{"img_ids", {14, 3}}}, ""}, Code::DS_SHAPE, {"img_ids", "[14, 3]", "[15, 3]"}},
-    BadInput{"cotangent's shape", "guided", {"", {{"cotangent", {2, 15, 8}}}, ""}, Code::DS_SHAPE, {"cotangent", "[2, 15, 8]", "[2, 15, 16]"}},
-    BadInput{"not a number", "guided", {"", {}, "timestep"}, Code::NUM_NONFINITE, {"timestep", "1 values"}}));
+INSTANTIATE_TEST_SUITE_P(
+    Flux, ForwardBadInput,
+    ::testing::Values(
+        BadInput{"missing argument", "guided", {"pooled_projections", {}, ""}, Code::DS_TENSOR, {"pooled_projections"}},
+        BadInput{"missing guidance", "guided", {"guidance", {}, ""}, Code::DS_TENSOR, {"guidance"}},
+        BadInput{"guidance for a model without", "plain", {"", {{"guidance", {1}}}, ""}, Code::DS_TENSOR, {"guidance"}},
+        BadInput{"missing cotangent", "guided", {"cotangent", {}, ""}, Code::DS_TENSOR, {"cotangent"}},
+        BadInput{"channels", "guided", {"", {{"hidden_states", {2, 15, 15}}}, ""}, Code::DS_SHAPE, {"hidden_states", "[2, 15, 15]", "16]"}},
+        BadInput{"batch",
+                 "guided",
+                 {"", {{"encoder_hidden_states", {1, 4, 40}}}, ""},
+                 Code::DS_SHAPE,
+                 {"encoder_hidden_states", "[1, 4, 40]", "[2, any, 40]"}},
+        BadInput{"ids", "guided", {"", {{"img_ids", {14, 3}}}, ""}, Code::DS_SHAPE, {"img_ids", "[14, 3]", "[15, 3]"}},
+        BadInput{"cotangent's shape",
+                 "guided",
+                 {"", {{"cotangent", {2, 15, 8}}}, ""},
+                 Code::DS_SHAPE,
+                 {"cotangent", "[2, 15, 8]", "[2, 15, 16]"}},
+        BadInput{"not a number", "guided", {"", {}, "timestep"}, Code::NUM_NONFINITE, {"timestep", "1 values"}}));
 
 TEST(Forward, RefusesWhatDoesNotBelongTogether) {
   const Scratch scratch;

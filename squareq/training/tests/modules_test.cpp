@@ -1,4 +1,5 @@
-// QuantLinear, scaffold and loader: published goldens, gradients against float64, what casts may not touch, strict refusals (SQ-MOD-001..012, 020).
+// QuantLinear, scaffold and loader: published goldens, gradients against float64, what casts may not touch, strict refusals
+// (SQ-MOD-001..012, 020).
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -44,7 +45,8 @@ QuantLinear golden_module(const json& g, bool lora, torch::Dtype compute) {
   std::optional<LoraSpec> spec;
   if (lora) spec = LoraSpec{g.at("rank"), g.at("alpha"), LoraInit::peft};
   QuantLinear module(LinearSpec{"golden", g.at("in_features"), g.at("out_features"), true}, spec, compute);
-  module.set_quant_state(tensor_of(g.at("qweight"), torch::kInt8), tensor_of(g.at("scale")), tensor_of(g.at("zero_point")), tensor_of(g.at("bias")));
+  module.set_quant_state(tensor_of(g.at("qweight"), torch::kInt8), tensor_of(g.at("scale")), tensor_of(g.at("zero_point")),
+                         tensor_of(g.at("bias")));
   if (lora) {
     torch::NoGradGuard no_grad;
     module.lora_a().copy_(tensor_of(g.at("lora_A")));
@@ -56,7 +58,10 @@ QuantLinear golden_module(const json& g, bool lora, torch::Dtype compute) {
 TEST_P(Modules, DyadicGoldenIsExact) {
   const json g = golden();
   const Tensor x = tensor_of(g.at("x"));
-  for (const auto& [lora, compute, key] : {std::tuple{false, torch::kFloat32, "y_base_f32"}, {false, torch::kBFloat16, "y_base_bf16"}, {true, torch::kFloat32, "y_lora_f32"}, {true, torch::kBFloat16, "y_lora_bf16"}}) {
+  for (const auto& [lora, compute, key] : {std::tuple{false, torch::kFloat32, "y_base_f32"},
+                                           {false, torch::kBFloat16, "y_base_bf16"},
+                                           {true, torch::kFloat32, "y_lora_f32"},
+                                           {true, torch::kBFloat16, "y_lora_bf16"}}) {
     const Tensor y = golden_module(g, lora, compute).forward(x, backend);
     EXPECT_EQ(y.scalar_type(), compute);
     EXPECT_TRUE(torch::equal(y.to(torch::kFloat32), tensor_of(g.at(key)))) << key << '\n' << y;
@@ -116,7 +121,8 @@ TEST_P(Modules, GradientsMatchFloat64ForEveryActivationAndOwnBranchInput) {
   source->b = make_tensor(bias.data_ptr(), SQ_F32, {out});
   for (const std::int32_t activation : {SQ_ACT_NONE, SQ_ACT_GELU_TANH, SQ_ACT_GELU_ERF, SQ_ACT_SILU}) {
     const auto call = std::make_shared<const LinearCall>(LinearCall{backend, source, out, activation, 0.75f});
-    const std::vector<Tensor> leaves{torch::randn({rows, in}), torch::randn({rank, in}), torch::randn({out, rank}), torch::randn({rows, in})};
+    const std::vector<Tensor> leaves{torch::randn({rows, in}), torch::randn({rank, in}), torch::randn({out, rank}),
+                                     torch::randn({rows, in})};
     for (const Tensor& leaf : leaves) leaf.requires_grad_(true);
     const Tensor dy = torch::randn({rows, out});
     const Tensor y = quantized_linear(leaves[0], {leaves[1], leaves[2], leaves[3]}, call);
@@ -125,14 +131,16 @@ TEST_P(Modules, GradientsMatchFloat64ForEveryActivationAndOwnBranchInput) {
     std::vector<Tensor> exact;
     for (const Tensor& leaf : leaves) exact.push_back(leaf.detach().to(torch::kFloat64).requires_grad_(true));
     const Tensor w = (q.slice(1, 0, in).to(torch::kFloat32) * s.unsqueeze(1)).to(torch::kFloat64);
-    Tensor z = torch::matmul(exact[0], w.t()) + 0.75 * torch::matmul(torch::matmul(exact[3], exact[1].t()), exact[2].t()) + bias.to(torch::kFloat64);
+    Tensor z = torch::matmul(exact[0], w.t()) + 0.75 * torch::matmul(torch::matmul(exact[3], exact[1].t()), exact[2].t()) +
+               bias.to(torch::kFloat64);
     if (activation == SQ_ACT_GELU_TANH) z = torch::gelu(z, "tanh");
     if (activation == SQ_ACT_GELU_ERF) z = torch::gelu(z);
     if (activation == SQ_ACT_SILU) z = torch::silu(z);
     const auto want = torch::autograd::grad({z}, exact, {dy.to(torch::kFloat64)});
     EXPECT_LE((y.to(torch::kFloat64) - z).norm().item<double>() / z.norm().item<double>(), 1e-6) << activation;
     for (std::size_t i = 0; i < leaves.size(); ++i)
-      EXPECT_LE((grads[i].to(torch::kFloat64) - want[i]).norm().item<double>() / want[i].norm().item<double>(), 1e-6) << activation << " input " << i;
+      EXPECT_LE((grads[i].to(torch::kFloat64) - want[i]).norm().item<double>() / want[i].norm().item<double>(), 1e-6)
+          << activation << " input " << i;
   }
 }
 
@@ -172,7 +180,8 @@ TEST(QuantLinear, CastsLeaveEveryBit) {
 
 TEST(QuantLinear, RefusesWrongState) {
   const json g = golden();
-  const Tensor q = tensor_of(g.at("qweight"), torch::kInt8), s = tensor_of(g.at("scale")), z = tensor_of(g.at("zero_point")), b = tensor_of(g.at("bias"));
+  const Tensor q = tensor_of(g.at("qweight"), torch::kInt8), s = tensor_of(g.at("scale")), z = tensor_of(g.at("zero_point")),
+               b = tensor_of(g.at("bias"));
   QuantLinear module(LinearSpec{"layer.x", 5, 3, true});
   const auto refused = [&](Tensor qq, Tensor ss, Tensor zz, Tensor bb, const char* named) {
     std::string message;
@@ -212,7 +221,8 @@ TEST(Scaffold, ReplacesFreezesAndIsIdempotent) {
   const std::vector<LinearSpec> layers{{"inner.fc", 6, 4, true}};
   EXPECT_EQ(scaffold(*root, layers, LoraSpec{2, 4, LoraInit::squareq}), std::vector<std::string>{"inner.fc"});
   ASSERT_EQ(trainable_parameters(*root).size(), 2u);
-  for (const auto& p : root->named_parameters()) EXPECT_EQ(p.value().requires_grad(), p.key().find("lora_") != std::string::npos) << p.key();
+  for (const auto& p : root->named_parameters())
+    EXPECT_EQ(p.value().requires_grad(), p.key().find("lora_") != std::string::npos) << p.key();
   const Tensor a = trainable_parameters(*root)[0], b = trainable_parameters(*root)[1];
   EXPECT_EQ(a.sizes(), at::IntArrayRef({6, 2}));
   EXPECT_EQ(b.sizes(), at::IntArrayRef({2, 4}));
@@ -252,7 +262,10 @@ TEST(ModuleGroup, LoadsASlabAndComputes) {
   const Context context(implementation, sq_host{});
   json layers = json::array();
   for (const LinearSpec& l : layers_of(slab)) layers.push_back({{"name", l.name}, {"in", l.in}, {"out", l.out}, {"bias", l.bias}});
-  const std::string request = json{{"layers", layers}, {"others", {{{"name", "norm"}, {"kind", "layer_norm"}, {"shape", {8}}}}}, {"lora", {{"rank", 4}, {"alpha", 8}}}}.dump();
+  const std::string request = json{{"layers", layers},
+                                   {"others", {{{"name", "norm"}, {"kind", "layer_norm"}, {"shape", {8}}}}},
+                                   {"lora", {{"rank", 4}, {"alpha", 8}}}}
+                                  .dump();
   const sq_module_group& group = *context->module;
   std::uint64_t id = 0;
   std::string text;

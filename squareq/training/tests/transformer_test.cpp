@@ -27,7 +27,8 @@ ForwardInputs inputs_of(const std::string& name, Tensor& cotangent) {
     return t;
   };
   cotangent = get("cotangent");
-  return {get("hidden_states"), get("encoder_hidden_states"), get("pooled_projections"), get("timestep"), get("guidance"), get("img_ids"), get("txt_ids")};
+  return {get("hidden_states"), get("encoder_hidden_states"), get("pooled_projections"), get("timestep"), get("guidance"), get("img_ids"),
+          get("txt_ids")};
 }
 
 /// Adapters on `suffixes`, B not zero, the same at every call.
@@ -99,7 +100,8 @@ TEST_P(StreamedTransformer, TwoSlotsEqualResidentBitForBitOverSteps) {
   EXPECT_LT(streamed->stream_stats().peak_device_bytes, resident->stream_stats().peak_device_bytes);
   EXPECT_EQ(resident->stream_stats().loads, 0u);
   // 2N - 2C per step in steady state; the first step finds empty slots.
-  EXPECT_EQ(streamed->stream_stats().loads, static_cast<std::uint64_t>(2 * streamed->block_count() - 2) + 2 * static_cast<std::uint64_t>(2 * streamed->block_count() - 4));
+  EXPECT_EQ(streamed->stream_stats().loads,
+            static_cast<std::uint64_t>(2 * streamed->block_count() - 2) + 2 * static_cast<std::uint64_t>(2 * streamed->block_count() - 4));
 }
 
 TEST_P(StreamedTransformer, CheckpointingChangesNoBit) {
@@ -119,7 +121,8 @@ TEST_P(StreamedTransformer, BackwardStopsAtTheFirstTrainedBlockAndPassesMix) {
   const auto model = Transformer::open(options(2));
   AdapterSet late;
   for (const LinearInfo& l : model->linears())
-    if (l.block == model->block_count() - 1 && l.name.ends_with("proj_out")) late.add({l.name, 1, torch::ones({1, l.in}), torch::ones({l.out, 1})});
+    if (l.block == model->block_count() - 1 && l.name.ends_with("proj_out"))
+      late.add({l.name, 1, torch::ones({1, l.in}), torch::ones({l.out, 1})});
   ASSERT_EQ(late.size(), 1u);
   late.require_grad(true);
   model->set_adapters(&late);
@@ -176,7 +179,9 @@ TEST(Transformer, PassesAndAdaptersAreChecked) {
   EXPECT_EQ(code_of([&] { model->forward(in); }), Code::CALL_STATE);
   pass.finish();
 
-  const auto adapter = [](const char* layer, std::int64_t in_features, std::int64_t out) { return Adapter{layer, 1, torch::zeros({2, in_features}), torch::zeros({out, 2})}; };
+  const auto adapter = [](const char* layer, std::int64_t in_features, std::int64_t out) {
+    return Adapter{layer, 1, torch::zeros({2, in_features}), torch::zeros({out, 2})};
+  };
   AdapterSet unknown, wrong, twice;
   unknown.add(adapter("transformer_blocks.7.attn.to_q", 64, 64));
   EXPECT_EQ(code_of([&] { model->set_adapters(&unknown); }), Code::LR_KEY);
