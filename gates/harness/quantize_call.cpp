@@ -40,7 +40,8 @@ Quantized quantize(Instance& instance, Guarded& w, std::int64_t pack_k, const st
 }
 
 void quantize_refused(Instance& instance, Guarded& w, std::int64_t pack_k, std::initializer_list<Code> codes, const std::string& what) {
-  Prepared p = prepare(w, pack_k, "refused.layer");
+  const std::string layer = "refused.layer";  // the arguments point into it
+  Prepared p = prepare(w, pack_k, layer);
   call_refused("quantize of " + what, codes, {&w, &p.out.qweight, &p.out.scale, &p.out.zero_point},
                [&](sq_error* e) { return instance.linear().quantize(instance.get(), &p.args, e); });
 }

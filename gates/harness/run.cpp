@@ -7,9 +7,9 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <regex>
 
 #include "gates/gates.hpp"
+#include "gates/harness/filter.hpp"
 #include "gates/harness/registry.hpp"
 #include "gates/harness/report.hpp"
 #include "gates/harness/run_case.hpp"
@@ -18,14 +18,6 @@
 
 namespace squareq::gates {
 namespace {
-
-std::regex compile_filter(const std::string& filter) {
-  try {
-    return std::regex(filter, std::regex::ECMAScript);
-  } catch (const std::regex_error&) {
-    throw Error(Code::CFG_VALUE, "--filter is no valid regular expression: '" + printable(filter) + "'");
-  }
-}
 
 std::ofstream open_report(const std::filesystem::path& path) {
   std::ofstream out(path, std::ios::binary);
@@ -49,8 +41,8 @@ std::string missing(const Case& c, const Description& description) {
 
 int run_gates(const GateOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  const std::regex filter = compile_filter(options.filter);
-  const auto selected = [&](const Case& c) { return (!options.gate || *options.gate == c.gate) && std::regex_search(c.id, filter); };
+  const Filter filter(options.filter);
+  const auto selected = [&](const Case& c) { return (!options.gate || *options.gate == c.gate) && filter.matches(c.id); };
   if (std::none_of(all_cases().begin(), all_cases().end(), selected))
     throw Error(Code::CFG_VALUE, "no gate case matches '" + printable(options.filter) + "'" + (options.gate ? " in gate " + std::to_string(*options.gate) : ""));
   // Reports are opened first: an hour's run must not end at an unwritable path.
