@@ -27,16 +27,16 @@ if(SQUAREQ_WITH_TORCH)
   add_library(squareq_torch INTERFACE)
   target_include_directories(squareq_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
   target_link_libraries(squareq_torch INTERFACE ${TORCH_LIBRARIES})
-  # Headers of one libtorch with the library of another link half-way and crash later: refuse at configure time.
-  try_run(torch_runs torch_compiles ${CMAKE_BINARY_DIR}/torch_check SOURCES ${CMAKE_CURRENT_LIST_DIR}/torch_check.cpp
-    CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${TORCH_INCLUDE_DIRS}" LINK_LIBRARIES ${TORCH_LIBRARIES}
-    CXX_STANDARD 20 RUN_OUTPUT_VARIABLE torch_versions COMPILE_OUTPUT_VARIABLE torch_compile_output)
-  if(NOT torch_compiles)
-    message(FATAL_ERROR "a program against ${TORCH_INSTALL_PREFIX} does not compile and link:\n${torch_compile_output}")
-  elseif(NOT torch_runs EQUAL 0)
-    message(FATAL_ERROR "libtorch's headers and library disagree (${torch_versions}); point CMAKE_PREFIX_PATH at one torch only")
+  # On a machine with two libtorches a wrong prefix mixes the headers of one with the library of the other: refuse at configure time.
+  find_file(torch_version_header torch/version.h PATHS ${TORCH_INCLUDE_DIRS} NO_DEFAULT_PATH NO_CACHE)
+  cmake_path(GET TORCH_LIBRARY PARENT_PATH torch_library_dir)
+  cmake_path(IS_PREFIX TORCH_INSTALL_PREFIX "${torch_version_header}" NORMALIZE torch_headers_inside)
+  cmake_path(IS_PREFIX TORCH_INSTALL_PREFIX "${torch_library_dir}" NORMALIZE torch_library_inside)
+  if(NOT torch_version_header OR NOT torch_headers_inside OR NOT torch_library_inside)
+    message(FATAL_ERROR "libtorch's headers (${torch_version_header}) and library (${TORCH_LIBRARY}) are not both inside ${TORCH_INSTALL_PREFIX}: "
+      "point CMAKE_PREFIX_PATH at one torch only")
   endif()
-  message(STATUS "libtorch: ${torch_versions}")
+  message(STATUS "libtorch ${Torch_VERSION} in ${TORCH_INSTALL_PREFIX}")
 endif()
 
 if(SQUAREQ_WITH_CUDA)
