@@ -4,6 +4,9 @@ find_package(Threads REQUIRED)
 find_package(nlohmann_json 3.11 REQUIRED)
 find_package(OpenSSL REQUIRED)
 find_package(fmt REQUIRED)
+# What files that include torch link: PyPI's torch puts the headers of a newer fmt first on the include path, and header-only use keeps
+# headers and code of one version.
+set(SQUAREQ_TORCH_FMT fmt::fmt)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 find_package(PNG REQUIRED)
@@ -36,6 +39,11 @@ if(SQUAREQ_WITH_TORCH)
     message(FATAL_ERROR "libtorch's headers (${torch_version_header}) and library (${TORCH_LIBRARY}) are not both inside ${TORCH_INSTALL_PREFIX}: "
       "point CMAKE_PREFIX_PATH at one torch only")
   endif()
+  foreach(dir IN LISTS TORCH_INCLUDE_DIRS)
+    if(EXISTS ${dir}/fmt/base.h)
+      set(SQUAREQ_TORCH_FMT fmt::fmt-header-only)
+    endif()
+  endforeach()
   message(STATUS "libtorch ${Torch_VERSION} in ${TORCH_INSTALL_PREFIX}")
 endif()
 

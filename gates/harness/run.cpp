@@ -1,5 +1,6 @@
 // The run itself: select, run each case in a child, judge, report.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cerrno>

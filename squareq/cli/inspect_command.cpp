@@ -1,6 +1,7 @@
 // squareq inspect: what is in a slab. Layers and shapes, bytes by block, what the companion adds.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,7 @@
 // squareq plan: what a model needs on a card, what streaming it costs, and what fits. Loads nothing.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>

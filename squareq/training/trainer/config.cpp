@@ -1,6 +1,7 @@
 #include "squareq/training/trainer/config.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <functional>
