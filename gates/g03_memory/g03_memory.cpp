@@ -9,12 +9,6 @@
 namespace squareq::gates {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool resident_memory_is_meaningful = false;  // the sanitizer's quarantine keeps freed memory
-#else
-constexpr bool resident_memory_is_meaningful = true;
-#endif
-
 /// Workspace that one call may hold: a quarter of the float weight of a 4096 x 4096 layer, so that a bounded tile fits and neither the float
 /// matrix nor its bf16 half does.
 constexpr double workspace_share = 0.25;
@@ -85,7 +79,7 @@ void run_resident_memory(Trial& trial, bool with_backward) {
       return status;
     });
   }
-  if (resident_memory_is_meaningful) trial.margin(static_cast<double>(growth) / (0.25 * float_weight_bytes(p)));
+  trial.margin(static_cast<double>(growth) / (0.25 * float_weight_bytes(p)));
 }
 
 /// Memory refused at any point of a call: a typed error and nothing changed, and the next call is right.

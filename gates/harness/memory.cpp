@@ -1,10 +1,18 @@
 #include "gates/harness/memory.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+
+#if defined(__SANITIZE_ADDRESS__)
+// GCC ships the functions without their header.
+extern "C" std::size_t __sanitizer_get_current_allocated_bytes();
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t), void (*on_free)(const volatile void*));
+#endif
 
 namespace squareq::gates {
 namespace {
@@ -17,6 +25,26 @@ bool intact(const unsigned char* fence_start) {
   return std::all_of(fence_start, fence_start + fence, [](unsigned char b) { return b == fence_byte; });
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+
+std::atomic<std::uint64_t> heap_peak{0};
+
+std::uint64_t heap_bytes() { return __sanitizer_get_current_allocated_bytes(); }
+
+void watch_heap() {
+  // The hook runs after the counter was raised.
+  static const int installed = __sanitizer_install_malloc_and_free_hooks(
+      [](const volatile void*, std::size_t) {
+        const std::uint64_t now = heap_bytes();
+        std::uint64_t seen = heap_peak;
+        while (now > seen && !heap_peak.compare_exchange_weak(seen, now)) {}
+      },
+      [](const volatile void*) {});
+  static_cast<void>(installed);
+}
+
+#else
+
 std::uint64_t status_kib(const char* key) {
   std::ifstream status("/proc/self/status");
   std::string word;
@@ -28,6 +56,8 @@ std::uint64_t status_kib(const char* key) {
     }
   return 0;
 }
+
+#endif
 
 }  // namespace
 
@@ -134,6 +164,17 @@ std::string Meter::misuse() const {
   return misuse_;
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+
+ResidentPeak::ResidentPeak() : start_(heap_bytes()) {
+  heap_peak = start_;
+  watch_heap();
+}
+
+std::uint64_t ResidentPeak::growth() const { return heap_peak - start_; }
+
+#else
+
 ResidentPeak::ResidentPeak() {
   std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM to VmRSS
   start_ = status_kib("VmHWM:");
@@ -143,5 +184,7 @@ std::uint64_t ResidentPeak::growth() const {
   const std::uint64_t now = status_kib("VmHWM:");
   return now > start_ ? now - start_ : 0;
 }
+
+#endif
 
 }  // namespace squareq::gates

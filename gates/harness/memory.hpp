@@ -62,7 +62,8 @@ class Meter {
   std::string misuse_;
 };
 
-/// Peak resident memory of this process since construction, above what was resident then: finds allocations that bypass the table.
+/// Peak memory of this process since construction, above what it had then: finds allocations that bypass the table. Resident pages, or, where
+/// AddressSanitizer keeps freed pages resident, bytes of the heap. One at a time.
 class ResidentPeak {
  public:
   ResidentPeak();

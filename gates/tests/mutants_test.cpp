@@ -121,5 +121,22 @@ TEST(mutants, unknown_backend_is_wrong_usage) {
   }
 }
 
+/// Data depends on the seed and nothing else (SQ-CNF-003): the same margin to the bit again, another one with another seed.
+TEST(runs, seed_decides_the_data) {
+  GateOptions options = mutant_options("none");
+  const json first = run_one(options, "linear.property.f32").second, again = run_one(options, "linear.property.f32").second;
+  options.seed = 2;
+  const json other = run_one(options, "linear.property.f32").second;
+  EXPECT_EQ(first["margin"], again["margin"]);
+  EXPECT_NE(first["margin"], other["margin"]);
+}
+
+/// In this process instead of a child, for a debugger: the same verdict.
+TEST(runs, without_fork_gives_the_same_verdict) {
+  GateOptions options = mutant_options("none");
+  options.fork = false;
+  EXPECT_EQ(run_one(options, "linear.property.f32").second["status"], "pass");
+}
+
 }  // namespace
 }  // namespace squareq::gates
