@@ -143,7 +143,7 @@ struct Crafted {
   void set(int i, Status s) { run.results[static_cast<std::size_t>(i)].verdict.status = s; }
 };
 
-TEST(Judge, verdicts) {  // SQ-CNF-020 to SQ-CNF-025
+TEST(Judge, verdicts) {  // SQ-CNF-020, SQ-CNF-021, SQ-CNF-023, SQ-CNF-024
   Crafted all_pass;
   judge(all_pass.run);
   EXPECT_TRUE(all_pass.run.conformant && all_pass.run.good);

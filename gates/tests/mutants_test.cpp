@@ -92,7 +92,7 @@ TEST(mutants, every_gate_kills_one) {
   EXPECT_EQ(gates, (std::set<int>{0, 2, 3, 4, 5, 9}));
 }
 
-/// Whole runs: an implementation that does nothing is not conformant, whether it claims everything or says nothing.
+/// Whole runs: an implementation that does nothing is not conformant, whether it claims everything or says nothing (SQ-CNF-023, SQ-CNF-025).
 TEST(mutants, mutant_null_is_not_conformant) {
   for (const char* name : {"null", "null_and_silent"}) {
     GateOptions options = mutant_options(name);
@@ -109,7 +109,7 @@ TEST(mutants, mutant_null_passes_no_profile_it_insists_on) {
   EXPECT_EQ(run_gates(options), 1);
 }
 
-TEST(mutants, unknown_backend_is_wrong_usage) {
+TEST(mutants, unknown_backend_is_wrong_usage) {  // SQ-CNF-027
   GateOptions options;
   options.backend = "no_such_backend";
   try {
