@@ -24,7 +24,8 @@ def squareq_seconds(a, folder):
     config = json.loads((ROOT / "fixtures/emoji/quickstart.json").read_text())
     config["model"] = {"slab": str(a.slab)}
     config["data"]["train"] = [str(ROOT / "fixtures/emoji/cache/blueprint_train.safetensors")]
-    config["train"].update(steps=a.steps, batch=16, accumulation=1, checkpointing=True, dtype="fp32")
+    config["schedule"]["warmup"] = 0
+    config["train"].update(steps=a.steps, batch=16, accumulation=1, checkpointing=True, dtype="f32")
     config["output"] = {"dir": str(folder / "run")}
     path = folder / "run.json"
     path.write_text(json.dumps(config))
