@@ -355,7 +355,7 @@ typedef struct sq_stream_group {
    * work queued on `stream`. */
   sq_status (*acquire)(sq_context*, uint64_t session, uint32_t block, sq_stream_handle stream, sq_lease*, sq_error*);
   sq_status (*release)(sq_context*, uint64_t session, sq_lease, sq_stream_handle stream, sq_error*);
-  /* Abandoned = 1 ends a pass early (an exception unwound it): every lease is given up and pending loads are cancelled. */
+  /* Abandoned = 1 ends a pass early (an exception unwound it): every lease the pass granted is given up and pending loads are cancelled. */
   sq_status (*end_step)(sq_context*, uint64_t session, uint32_t abandoned, sq_error*);
   sq_status (*stats)(sq_context*, uint64_t session, sq_stream_stats*, sq_error*);
   /* The layer's parts as they lie in the slot. Valid while the lease is. `weight->parts` points into the implementation. */
