@@ -24,27 +24,26 @@ void WorkerPool::parallel_for(std::int64_t count, std::int64_t grain, const std:
     body(0, count);
     return;
   }
+  // A few pieces per thread even out unequal speeds.
+  const Job job{&body, count, std::max(grain, (count + 4 * threads() - 1) / (4 * static_cast<std::int64_t>(threads())))};
   {
     const std::lock_guard lock(mutex_);
-    body_ = &body;
-    count_ = count;
-    // A few pieces per thread even out unequal speeds.
-    piece_ = std::max(grain, (count + 4 * threads() - 1) / (4 * static_cast<std::int64_t>(threads())));
+    job_ = job;
     next_.store(0, std::memory_order_relaxed);
     ++generation_;
   }
   wake_.notify_all();
-  run_pieces();
+  run_pieces(job);
   std::unique_lock lock(mutex_);
-  body_ = nullptr;  // a worker that wakes only now has nothing to join: a busy machine costs no waiting
+  job_.body = nullptr;  // a worker that wakes only now has nothing to join: a busy machine costs no waiting
   done_.wait(lock, [this] { return active_ == 0; });
 }
 
-void WorkerPool::run_pieces() {
+void WorkerPool::run_pieces(const Job& job) {
   for (;;) {
-    const std::int64_t begin = next_.fetch_add(piece_, std::memory_order_relaxed);
-    if (begin >= count_) return;
-    (*body_)(begin, std::min(begin + piece_, count_));
+    const std::int64_t begin = next_.fetch_add(job.piece, std::memory_order_relaxed);
+    if (begin >= job.count) return;
+    (*job.body)(begin, std::min(begin + job.piece, job.count));
   }
 }
 
@@ -55,10 +54,11 @@ void WorkerPool::work() {
     wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
     if (stop_) return;
     seen = generation_;
-    if (body_ == nullptr) continue;
+    const Job job = job_;
+    if (job.body == nullptr) continue;
     ++active_;
     lock.unlock();
-    run_pieces();
+    run_pieces(job);
     lock.lock();
     if (--active_ == 0) done_.notify_one();
   }

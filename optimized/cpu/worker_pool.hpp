@@ -26,8 +26,14 @@ class WorkerPool {
   void parallel_for(std::int64_t count, std::int64_t grain, const std::function<void(std::int64_t, std::int64_t)>& body);
 
  private:
+  struct Job {
+    const std::function<void(std::int64_t, std::int64_t)>* body = nullptr;  // null: no loop is running
+    std::int64_t count = 0;
+    std::int64_t piece = 0;
+  };
+
   void work();
-  void run_pieces();
+  void run_pieces(const Job& job);
 
   std::vector<std::thread> workers_;
   std::mutex busy_;  // held by the caller of the running loop
@@ -38,9 +44,7 @@ class WorkerPool {
   unsigned active_ = 0;
   bool stop_ = false;
 
-  const std::function<void(std::int64_t, std::int64_t)>* body_ = nullptr;
-  std::int64_t count_ = 0;
-  std::int64_t piece_ = 0;
+  Job job_;  // under mutex_; whoever runs pieces holds a copy, for the caller ends the job while workers still run
   std::atomic<std::int64_t> next_{0};
 };
 

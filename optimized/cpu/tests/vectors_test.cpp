@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "fixtures/places.hpp"
 #include "support.hpp"
 
 namespace squareq::test {
@@ -14,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-const std::string kFolder = std::string(SQUAREQ_FIXTURES) + "/linear/";
+const std::string kFolder = test::fixtures() / "linear/";
 
 std::string slurp(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
