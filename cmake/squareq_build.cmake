@@ -17,13 +17,13 @@ set(CMAKE_C_FLAGS_RELEASE "-O2 -g1")
 
 find_program(SQUAREQ_CCACHE ccache)
 if(SQUAREQ_CCACHE)
-  # The sloppiness is what ccache needs to cache files that use a precompiled header; without the folder in the hash, presets with the
-  # same flags share objects.
+  # The sloppiness is what ccache needs to cache files that use a precompiled header; paths made relative to the tree, and no folder in
+  # the hash, let presets with the same flags and other checkouts share objects.
   set(launcher ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
-    CCACHE_NOHASHDIR=1 ${SQUAREQ_CCACHE})
+    CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${SQUAREQ_CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${SQUAREQ_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
 endif()
 
 add_library(squareq_flags INTERFACE)
@@ -68,8 +68,13 @@ function(squareq_test name)
   endif()
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
-  target_compile_definitions(${name} PRIVATE SQUAREQ_FIXTURES="${PROJECT_SOURCE_DIR}/fixtures" SQUAREQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  target_link_libraries(${name} PRIVATE squareq_contract squareq_flags ${arg_LIBRARIES} GTest::gtest GTest::gtest_main)
+  if(NOT TARGET squareq_test_places)
+    add_library(squareq_test_places STATIC ${PROJECT_SOURCE_DIR}/fixtures/places.cpp)
+    target_include_directories(squareq_test_places PRIVATE ${PROJECT_SOURCE_DIR})
+    target_compile_definitions(squareq_test_places PRIVATE SQUAREQ_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    target_link_libraries(squareq_test_places PRIVATE squareq_flags)
+  endif()
+  target_link_libraries(${name} PRIVATE squareq_contract squareq_flags squareq_test_places ${arg_LIBRARIES} GTest::gtest GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   include(GoogleTest)
   gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT

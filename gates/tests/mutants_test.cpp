@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "fixtures/places.hpp"
 #include "gates/gates.hpp"
 #include "gates/harness/registry.hpp"
 #include "squareq/contract.hpp"
@@ -26,7 +27,7 @@ struct Mutant {
 void PrintTo(const Mutant& m, std::ostream* out) { *out << m.name << ", to be killed by " << m.killer; }
 
 std::vector<Mutant> all_mutants() {
-  std::ifstream file(SQUAREQ_SOURCE_DIR "/gates/mutants/mutants.json");
+  std::ifstream file(test::source_dir() / "gates/mutants/mutants.json");
   const json object = json::parse(file);
   std::vector<Mutant> out;
   for (const json& m : object["mutants"]) out.push_back({m["name"], m["killer"], m.value("status", "fail"), m.value("wraps", true)});

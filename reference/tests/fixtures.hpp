@@ -4,11 +4,12 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "fixtures/places.hpp"
 #include "reference/tests/harness.hpp"
 
 namespace squareq::tests {
 
-inline std::string fixture_path(const std::string& name) { return std::string(SQUAREQ_FIXTURES "/linear/") + name; }
+inline std::string fixture_path(const std::string& name) { return test::fixtures() / "linear" / name; }
 
 inline nlohmann::json read_index() {
   std::ifstream file(fixture_path("index.json"));

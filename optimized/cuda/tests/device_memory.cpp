@@ -63,7 +63,7 @@ sq_tensor device_tensor(const DeviceBytes& bytes, std::int32_t dtype, std::initi
 
 const nlohmann::json& goldens() {
   static const nlohmann::json all = [] {
-    std::ifstream file(std::string(SQUAREQ_FIXTURES) + "/linear/goldens.json");
+    std::ifstream file(test::fixtures() / "linear/goldens.json");
     return nlohmann::json::parse(file);
   }();
   return all;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <set>
 
+#include "fixtures/places.hpp"
 #include "key_lists.hpp"
 
 namespace squareq {
@@ -345,7 +346,7 @@ TEST(BadModels, ConfigJson) {
 
 TEST(Emoji, SmallModelWithoutGuidance) {
   const auto shapes = [] {
-    std::ifstream file(std::string(SQUAREQ_FIXTURES) + "/emoji/transformer/diffusion_pytorch_model.safetensors", std::ios::binary);
+    std::ifstream file(test::fixtures() / "emoji/transformer/diffusion_pytorch_model.safetensors", std::ios::binary);
     std::uint64_t bytes = 0;
     file.read(reinterpret_cast<char*>(&bytes), 8);
     std::string text(bytes, '\0');

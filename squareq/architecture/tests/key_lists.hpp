@@ -7,12 +7,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include "fixtures/places.hpp"
 #include "squareq/architecture/architecture.hpp"
 
 namespace squareq {
 
 inline nlohmann::ordered_json read_fixture(const std::string& name) {
-  std::ifstream file(std::string(SQUAREQ_FIXTURES) + "/" + name);
+  std::ifstream file(test::fixtures() / name);
   if (!file) throw std::runtime_error("no fixture " + name);
   return nlohmann::ordered_json::parse(file);
 }

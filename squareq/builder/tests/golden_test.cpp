@@ -1,5 +1,6 @@
 // The pair against the Python V2 builder's bytes: the published goldens, and the emoji model built by numpy and the official
 // safetensors package (fixtures/builder/emoji_slab.py).
+#include "fixtures/places.hpp"
 #include "support.hpp"
 
 namespace squareq::builder_test {
@@ -16,7 +17,7 @@ std::string floats(const json& hex_rows) {
   return bytes;
 }
 
-json pairs() { return json::parse(slurp(fs::path(SQUAREQ_FIXTURES) / "builder/v2_builds.json")); }
+json pairs() { return json::parse(slurp(test::fixtures() / "builder/v2_builds.json")); }
 
 class Golden : public testing::TestWithParam<const char*> {};
 
@@ -52,7 +53,7 @@ TEST_P(Golden, PublishedPairs) {
 }
 
 TEST_P(Golden, EmojiModelBuiltByNumpy) {
-  const json cases = json::parse(slurp(fs::path(SQUAREQ_FIXTURES) / "builder/emoji_slab.json"));
+  const json cases = json::parse(slurp(test::fixtures() / "builder/emoji_slab.json"));
   ASSERT_EQ(cases.size(), 3u);
   for (const json& c : cases) {
     Scratch scratch;

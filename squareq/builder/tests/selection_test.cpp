@@ -1,6 +1,7 @@
 // Which tensors are linears: by the registry, by the generic rule, through prefixes; SDXL's 743 from a header-only sparse file.
 #include "squareq/builder/selection.hpp"
 
+#include "fixtures/places.hpp"
 #include "support.hpp"
 
 namespace squareq::builder_test {
@@ -10,7 +11,7 @@ using nlohmann::ordered_json;
 
 /// A checkpoint of the published shapes without its bytes: a sparse file.
 fs::path sparse_model(const Scratch& s, const std::string& list, const std::string& prefix = "") {
-  const auto keys = ordered_json::parse(slurp(fs::path(SQUAREQ_FIXTURES) / ("models/" + list + ".keys.json")));
+  const auto keys = ordered_json::parse(slurp(test::fixtures() / ("models/" + list + ".keys.json")));
   ordered_json header = ordered_json::object();
   std::uint64_t at = 0;
   for (const auto& [name, shape] : keys.items()) {

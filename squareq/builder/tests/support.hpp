@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "fixtures/places.hpp"
 #include "squareq/builder/build.hpp"
 
 namespace squareq::builder_test {
@@ -123,6 +124,6 @@ inline std::size_t files_in(const fs::path& folder) {
   return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder), fs::directory_iterator()));
 }
 
-inline fs::path emoji() { return fs::path(SQUAREQ_FIXTURES) / "emoji/transformer"; }
+inline fs::path emoji() { return test::fixtures() / "emoji/transformer"; }
 
 }  // namespace squareq::builder_test

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "fixtures/places.hpp"
 #include "squareq/slab/safetensors.hpp"
 #include "squareq/slab/tests/scratch.hpp"
 
@@ -11,7 +12,7 @@ namespace squareq {
 namespace {
 
 TEST(Differential, AcceptsOnlyWhatTheReferenceAccepts) {
-  const auto corpus = nlohmann::json::parse(test::read_file(SQUAREQ_FIXTURES "/slab/differential.json"));
+  const auto corpus = nlohmann::json::parse(test::read_file(test::fixtures() / "slab/differential.json"));
   const test::Scratch scratch;
   // Section 1.2: the only reasons to be stricter.
   const Code stricter[] = {Code::ST_BAD_START, Code::ST_DUP, Code::ST_META_TYPE, Code::ST_FIELD_TYPE, Code::ST_OVERFLOW, Code::ST_DEPTH};

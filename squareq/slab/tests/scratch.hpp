@@ -13,6 +13,8 @@
 
 #include <unistd.h>
 
+#include "fixtures/places.hpp"
+
 namespace squareq::test {
 
 /// A folder that goes away with the test.
@@ -62,6 +64,6 @@ inline std::string base64(std::string_view text) {
 }
 
 /// fixtures/slab/v2_pairs.json
-inline nlohmann::json golden_pairs() { return nlohmann::json::parse(read_file(SQUAREQ_FIXTURES "/slab/v2_pairs.json")); }
+inline nlohmann::json golden_pairs() { return nlohmann::json::parse(read_file(test::fixtures() / "slab/v2_pairs.json")); }
 
 }  // namespace squareq::test

@@ -10,12 +10,13 @@
 #include <limits>
 #include <string>
 
+#include "fixtures/places.hpp"
 #include "squareq/error.hpp"
 
 namespace squareq::streaming {
 namespace {
 
-const std::string kFixtures = std::string(SQUAREQ_FIXTURES) + "/telemetry/";
+const std::string kFixtures = test::fixtures() / "telemetry/";
 
 TEST(Telemetry, EmptyStepIsStageHandsGoldenLine) {  // SQ-TEL-001, SQ-TEL-002
   EXPECT_EQ(stagehand_line({}),

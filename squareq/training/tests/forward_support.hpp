@@ -13,13 +13,14 @@
 #include <string>
 #include <vector>
 
+#include "fixtures/places.hpp"
 #include "squareq/builder/build.hpp"
 #include "squareq/slab/safetensors.hpp"
 #include "squareq/training/forward.hpp"
 
 namespace squareq::training::testing {
 
-inline std::filesystem::path fixture(const std::string& name) { return std::filesystem::path(SQUAREQ_FIXTURES) / name; }
+inline std::filesystem::path fixture(const std::string& name) { return test::fixtures() / name; }
 
 /// A folder of this process's own, removed at exit of the test.
 class Scratch {

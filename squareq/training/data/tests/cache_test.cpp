@@ -3,12 +3,13 @@
 
 #include <cmath>
 
+#include "fixtures/places.hpp"
 #include "squareq/training/data/tests/support.hpp"
 
 namespace squareq::training {
 namespace {
 
-const std::filesystem::path emoji = std::filesystem::path(SQUAREQ_FIXTURES) / "emoji" / "cache";
+const std::filesystem::path emoji = test::fixtures() / "emoji" / "cache";
 
 std::vector<NamedTensor> good(std::uint64_t rows = 2) {
   const auto fill = [](std::size_t n) { return std::vector<float>(n, 0.5f); };

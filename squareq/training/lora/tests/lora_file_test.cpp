@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "fixtures/places.hpp"
 #include "squareq/slab/digest.hpp"
 #include "squareq/training/data/tensor_reader.hpp"
 #include "squareq/training/data/tests/support.hpp"
@@ -13,7 +14,7 @@
 namespace squareq::training {
 namespace {
 
-const std::filesystem::path fixtures = std::filesystem::path(SQUAREQ_FIXTURES) / "lora";
+const std::filesystem::path fixtures = test::fixtures() / "lora";
 
 nlohmann::json load(const std::string& name) {
   std::ifstream file(fixtures / name);

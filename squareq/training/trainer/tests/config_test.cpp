@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "fixtures/places.hpp"
 #include "squareq/training/data/tests/support.hpp"
 
 namespace squareq::training {
@@ -78,7 +79,7 @@ TEST(Config, EffectiveConfigReadsBack) {  // SQ-TRN-004
 }
 
 TEST(Config, SchemaKnowsExactlyTheseKeys) {  // SQ-TRN-001
-  std::ifstream file(std::filesystem::path(SQUAREQ_SOURCE_DIR) / "spec/schema/train_config.schema.json");
+  std::ifstream file(test::source_dir() / "spec/schema/train_config.schema.json");
   const auto schema = nlohmann::json::parse(file);
   const auto config = nlohmann::json::parse(effective_config(parse_config(minimal)));
   EXPECT_FALSE(schema.at("additionalProperties").get<bool>());

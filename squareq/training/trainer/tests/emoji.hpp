@@ -1,13 +1,14 @@
 // The emoji model as a slab, built once per test program.
 #pragma once
 
+#include "fixtures/places.hpp"
 #include "squareq/builder/build.hpp"
 #include "squareq/training/data/tests/support.hpp"
 #include "squareq/training/trainer/trainer.hpp"
 
 namespace squareq::training {
 
-inline const std::filesystem::path emoji_fixture = std::filesystem::path(SQUAREQ_FIXTURES) / "emoji";
+inline const std::filesystem::path emoji_fixture = test::fixtures() / "emoji";
 
 inline std::filesystem::path emoji_slab() {
   static const TemporaryFolder folder;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "fixtures/places.hpp"
 #include "squareq/training/data/tensor_reader.hpp"
 #include "squareq/training/trainer/adamw.hpp"
 #include "squareq/training/trainer/checkpoint.hpp"
@@ -13,7 +14,7 @@
 namespace squareq::training {
 namespace {
 
-const std::filesystem::path fixture = std::filesystem::path(SQUAREQ_FIXTURES) / "trainer";
+const std::filesystem::path fixture = test::fixtures() / "trainer";
 
 double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
   double difference = 0, norm = 0;
@@ -159,7 +160,7 @@ TEST(Trainer, RefusesBeforeTheFirstStep) {  // SQ-TRN-021, SQ-TRN-038
     change(config);
     return failure([&] { train(config, on_cpu()); }, words);
   };
-  EXPECT_EQ(fails([](RunConfig& c) { c.lora.start = std::filesystem::path(SQUAREQ_FIXTURES) / "lora/tiny.adapter.safetensors"; },
+  EXPECT_EQ(fails([](RunConfig& c) { c.lora.start = test::fixtures() / "lora/tiny.adapter.safetensors"; },
                   {"to_q", "192"}),
             Code::LR_SHAPE);
   EXPECT_EQ(fails([](RunConfig& c) { c.data.train = {emoji_fixture / "cache/prompts.safetensors"}; }, {"latents"}), Code::DS_TENSOR);
