@@ -17,10 +17,10 @@ set(CMAKE_C_FLAGS_RELEASE "-O2 -g1")
 
 find_program(SQUAREQ_CCACHE ccache)
 if(SQUAREQ_CCACHE)
-  # The sloppiness is what ccache needs to cache files that use a precompiled header; paths made relative to the tree, and no folder in
-  # the hash, let presets with the same flags and other checkouts share objects.
+  # The sloppiness is what ccache needs to cache files that use a precompiled header; paths relative to the tree, and no folder in
+  # the hash, let presets with the same flags and other checkouts share objects; a compiler is known by its bytes.
   set(launcher ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
-    CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${SQUAREQ_CCACHE})
+    CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_COMPILERCHECK=content ${SQUAREQ_CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
