@@ -2,6 +2,7 @@
 #include <atomic>
 #include <string>
 
+#include "optimized/cpu/blas.hpp"
 #include "optimized/cpu/context.hpp"
 #include "optimized/cpu/linear/operations.hpp"
 #include "optimized/cpu/stream/session.hpp"
@@ -132,7 +133,7 @@ sq_status describe(sq_context* context, sq_text_sink sink, void* user, sq_error*
         R"(,"device":"cpu","usable":true,"deterministic":true,"groups":["linear","lora","stream","telemetry"],)"
         R"("operations":["quantize","dequantize","linear_forward","linear_backward","quantize_activation","numeric_guard","explain"],)"
         R"("formats":["bp8_v2","per_token_int8"],"activation_dtypes":["f32","bf16","f16"],"rounding_classes":["R1","R4"],)"
-        R"("details":{"isa":")" + std::string(kernels.isa) + R"("}})";
+        R"("details":{"isa":")" + std::string(kernels.isa) + R"(","blas_kernels":")" + blas_kernels() + R"("}})";
     sink(user, text.data(), text.size());
   });
 }

@@ -10,6 +10,7 @@ extern "C" {
 #pragma GCC diagnostic ignored "-Wredundant-decls"
 void openblas_set_num_threads(int) __attribute__((weak));
 int openblas_get_num_threads(void) __attribute__((weak));
+char* openblas_get_corename(void) __attribute__((weak));
 #pragma GCC diagnostic pop
 }
 
@@ -39,6 +40,8 @@ void sgemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, flo
                 static_cast<int>(ldb_checked), begin == 0 ? beta : 1.0f, c, leading(ldc, n));
   }
 }
+
+std::string blas_kernels() { return openblas_get_corename == nullptr ? "" : openblas_get_corename(); }
 
 BlasThreads::BlasThreads(unsigned threads) {
   if (threads == 0 || openblas_set_num_threads == nullptr || openblas_get_num_threads == nullptr) return;

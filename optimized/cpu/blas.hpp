@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace squareq::cpu {
 
@@ -14,6 +15,9 @@ enum class Op { none, transpose };
 /// C [m, n] = alpha * op(A) op(B) + beta * C, F32, leading dimensions in elements. beta 0 overwrites C, NaN included.
 void sgemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a, std::int64_t lda, const float* b,
            std::int64_t ldb, float beta, float* c, std::int64_t ldc);
+
+/// The library's name for the kernels it runs ("SkylakeX"); empty where it does not say.
+std::string blas_kernels();
 
 /// Sets the library's thread count for a scope; does nothing for 0, or where the library offers no way to set it.
 class BlasThreads {

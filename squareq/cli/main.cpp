@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "squareq/cli/blas_kernels.hpp"
 #include "squareq/cli/command.hpp"
 #include "squareq/contract.hpp"
 #include "squareq/text.hpp"
@@ -98,6 +99,7 @@ int run(int argc, char** argv) {
 }  // namespace squareq::cli
 
 int main(int argc, char** argv) {
+  squareq::cli::use_fitting_blas_kernels(argv);
   std::signal(SIGXFSZ, SIG_IGN);  // a full quota is IO_NO_SPACE with a message, not a death by signal
   std::signal(SIGPIPE, SIG_IGN);  // so is a reader of our output that went away
   return squareq::cli::run(argc, argv);
