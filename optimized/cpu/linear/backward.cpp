@@ -95,17 +95,17 @@ class Backward {
       if (job_.dx_lora || (job_.dx && job_.lora && !own_input()))
         a = adapter_block(context_, job_.lora.a, {0, rank}, k, job_.activation_dtype, a_);
       if (job_.dx) {
-        if (job_.lora && !own_input()) sgemm(Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 1, dx.data, dx.stride);
+        if (job_.lora && !own_input()) sgemm(context_.pool, Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 1, dx.data, dx.stride);
         store_block(context_, dx, job_.dx, m, k);
       }
       if (job_.dx_lora) {
         const Block32 share = write_block(job_.dx_lora, m, k, dx_);
-        sgemm(Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 0, share.data, share.stride);
+        sgemm(context_.pool, Op::none, Op::none, m.size, k.size, rank, job_.lora.scaling, dh_, rank, a.data, a.stride, 0, share.data, share.stride);
         store_block(context_, share, job_.dx_lora, m, k);
       }
       if (job_.da) {
         const Block32 x = read_block(context_, job_.lora.x, m, k, x_);
-        sgemm(Op::transpose, Op::none, rank, k.size, m.size, job_.lora.scaling, dh_, rank, x.data, x.stride, m.begin > 0 ? 1.0f : 0.0f, da_sum_.data + k.begin, da_sum_.stride);
+        sgemm(context_.pool, Op::transpose, Op::none, rank, k.size, m.size, job_.lora.scaling, dh_, rank, x.data, x.stride, m.begin > 0 ? 1.0f : 0.0f, da_sum_.data + k.begin, da_sum_.stride);
       }
     });
   }
@@ -118,14 +118,14 @@ class Backward {
       const float keep = n.begin > 0 ? 1.0f : 0.0f;
       if (first && job_.lora && needs_dh()) {
         const Block32 b = adapter_block(context_, job_.lora.b, n, {0, rank}, job_.activation_dtype, b_);
-        sgemm(Op::none, Op::none, m.size, rank, n.size, 1, g.data, g.stride, b.data, b.stride, keep, dh_, rank);
+        sgemm(context_.pool, Op::none, Op::none, m.size, rank, n.size, 1, g.data, g.stride, b.data, b.stride, keep, dh_, rank);
       }
       if (h != nullptr)
-        sgemm(Op::transpose, Op::none, n.size, rank, m.size, job_.lora.scaling, g.data, g.stride, h, rank, m.begin > 0 ? 1.0f : 0.0f,
+        sgemm(context_.pool, Op::transpose, Op::none, n.size, rank, m.size, job_.lora.scaling, g.data, g.stride, h, rank, m.begin > 0 ? 1.0f : 0.0f,
               db_sum_.data + n.begin * db_sum_.stride, db_sum_.stride);
       if (job_.dx && !job_.int8) {
         dequantize_block(context_, job_.w, n, k, false, w_);
-        sgemm(Op::none, Op::none, m.size, k.size, n.size, 1, g.data, g.stride, w_, k.size, keep, dx.data, dx.stride);
+        sgemm(context_.pool, Op::none, Op::none, m.size, k.size, n.size, 1, g.data, g.stride, w_, k.size, keep, dx.data, dx.stride);
       }
       if (job_.dx && job_.int8) quantize_gradient(m, g);
     });
@@ -215,7 +215,7 @@ void linear_backward(Context& context, const sq_linear_backward_args& args) {
     if (!job.accumulate) zero(job.db);
     return;
   }
-  const BlasThreads threads(context.host.threads);
+  const SingleThreadedBlas single;
   Backward(context, job).run();
 }
 

@@ -51,7 +51,7 @@ class Forward {
         }
         if (job_.lora) {
           const Block32 b = adapter_block(context_, job_.lora.b, n, {0, rank}, job_.activation_dtype, b_);
-          sgemm(Op::none, Op::transpose, m.size, n.size, rank, job_.lora.scaling, h + m.begin * rank, rank, b.data, b.stride, 1, y.data, y.stride);
+          sgemm(context_.pool, Op::none, Op::transpose, m.size, n.size, rank, job_.lora.scaling, h + m.begin * rank, rank, b.data, b.stride, 1, y.data, y.stride);
         }
         finish(m, n, y);
       });
@@ -71,7 +71,7 @@ class Forward {
     for_tiles(job_.w.in, job_.tiles.k, [&](Span k) {
       const Block32 x = input(m, k);
       dequantize_block(context_, job_.w, n, k, false, w_);
-      sgemm(Op::none, Op::transpose, m.size, n.size, k.size, 1, x.data, x.stride, w_, k.size, k.begin > 0 ? 1.0f : 0.0f, y.data, y.stride);
+      sgemm(context_.pool, Op::none, Op::transpose, m.size, n.size, k.size, 1, x.data, x.stride, w_, k.size, k.begin > 0 ? 1.0f : 0.0f, y.data, y.stride);
     });
   }
 
@@ -138,7 +138,7 @@ class Forward {
 void linear_forward(Context& context, const sq_linear_forward_args& args) {
   const ForwardJob job = prepare_forward(context, args);
   if (job.rows == 0) return;
-  const BlasThreads threads(context.host.threads);
+  const SingleThreadedBlas single;
   Forward(context, job).run();
 }
 

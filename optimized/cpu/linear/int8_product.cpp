@@ -33,7 +33,7 @@ void int8_forward(Context& context, const std::int8_t* a, std::int64_t a_stride,
   for_tiles(w.in, kBufferedDepth, [&](Span k) {
     widen_block(context, a + k.begin, a_stride, rows, k.size, s.a);
     dequantize_block(context, w, n, k, true, s.b);
-    sgemm(Op::none, Op::transpose, rows, n.size, k.size, 1, s.a, k.size, s.b, k.size, 0, s.partial, n.size);
+    sgemm(context.pool, Op::none, Op::transpose, rows, n.size, k.size, 1, s.a, k.size, s.b, k.size, 0, s.partial, n.size);
     add_partial(context, s, rows, n.size);
   });
 }
@@ -43,7 +43,7 @@ void int8_backward(Context& context, const std::int8_t* a, std::int64_t a_stride
   for_tiles(w.out, kBufferedDepth, [&](Span n) {
     widen_block(context, a + n.begin, a_stride, rows, n.size, s.a);
     dequantize_block(context, w, n, k, true, s.b);
-    sgemm(Op::none, Op::none, rows, k.size, n.size, 1, s.a, n.size, s.b, k.size, 0, s.partial, k.size);
+    sgemm(context.pool, Op::none, Op::none, rows, k.size, n.size, 1, s.a, n.size, s.b, k.size, 0, s.partial, k.size);
     add_partial(context, s, rows, k.size);
   });
 }

@@ -24,7 +24,7 @@ float* BranchInput::compute(Context& context) {
     for_tiles(depth_, tiles_.k, [&](Span k) {
       const Block32 x = read_block(context, lora_.x, m, k, x_);
       const Block32 a = adapter_block(context, lora_.a, {0, rank}, k, activation_dtype_, a_);
-      sgemm(Op::none, Op::transpose, m.size, rank, k.size, 1, x.data, x.stride, a.data, a.stride, k.begin > 0 ? 1.0f : 0.0f, h_ + m.begin * rank, rank);
+      sgemm(context.pool, Op::none, Op::transpose, m.size, rank, k.size, 1, x.data, x.stride, a.data, a.stride, k.begin > 0 ? 1.0f : 0.0f, h_ + m.begin * rank, rank);
     });
   });
   if (activation_dtype_ != SQ_F32) round_block(context, activation_dtype_, h_, rows_ * rank);
