@@ -79,7 +79,7 @@ void run_resident_memory(Trial& trial, bool with_backward) {
       return status;
     });
   }
-  trial.margin(static_cast<double>(growth) / (0.25 * float_weight_bytes(p)));
+  trial.margin(static_cast<double>(growth) / (0.25 * float_weight_bytes(p)));  // the bytes of qweight (SQ-LIN-047)
 }
 
 /// Memory refused at any point of a call: a typed error and nothing changed, and the next call is right.
