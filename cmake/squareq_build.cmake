@@ -38,6 +38,14 @@ if(SQUAREQ_SANITIZE)
   target_link_options(squareq_flags INTERFACE -fsanitize=address,undefined)
 endif()
 
+# squareq_measured(TARGET): counts the lines that run, where SQUAREQ_COVERAGE is on (ci/coverage). -O0: one line of source is one line of code.
+function(squareq_measured target)
+  if(SQUAREQ_COVERAGE)
+    target_compile_options(${target} PRIVATE -O0 --coverage -fprofile-update=atomic)
+    target_link_options(${target} PUBLIC --coverage)
+  endif()
+endfunction()
+
 # squareq_library(NAME sources...): a static library of ours, with our flags; found by includes as "squareq/slab/...".
 function(squareq_library name)
   add_library(${name} STATIC ${ARGN})

@@ -8,6 +8,9 @@ void add_g05_forward(Cases& cases) {
   g05::add_exact(cases);
   g05::add_generic(cases);
   g05::add_contract(cases);
+  g05::add_numbers(cases);
+  g05::add_int8(cases);
+  g05::add_refused(cases);
   add_linear_vectors(cases, 5);
 }
 

@@ -10,5 +10,8 @@ namespace squareq::gates::g05 {
 void add_exact(Cases& cases);
 void add_generic(Cases& cases);
 void add_contract(Cases& cases);
+void add_numbers(Cases& cases);
+void add_int8(Cases& cases);
+void add_refused(Cases& cases);
 
 }  // namespace squareq::gates::g05
