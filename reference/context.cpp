@@ -1,21 +1,21 @@
 #include "reference/context.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "reference/arguments.hpp"
 
 namespace squareq::reference {
 namespace {
 
-void* plain_allocate(void*, std::int32_t, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle, const char*) {
-  return std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+constexpr std::uint64_t alignment = 256;  // of every slot and scratch buffer, as SQ-STR fixes it for extents
+
+void* plain_allocate(void*, std::int32_t, std::uint64_t bytes, std::uint64_t, sq_stream_handle, const char*) {
+  return ::operator new(bytes, std::align_val_t{alignment}, std::nothrow);
 }
 
-void plain_release(void*, void* pointer, std::int32_t, std::uint64_t, sq_stream_handle) { std::free(pointer); }
-
-constexpr std::uint64_t alignment = 256;  // of every slot and scratch buffer, as SQ-STR fixes it for extents
+void plain_release(void*, void* pointer, std::int32_t, std::uint64_t, sq_stream_handle) { ::operator delete(pointer, std::align_val_t{alignment}); }
 
 }  // namespace
 

@@ -11,6 +11,7 @@ void add_g05_forward(Cases& cases) {
   g05::add_numbers(cases);
   g05::add_int8(cases);
   g05::add_refused(cases);
+  g05::add_borders(cases);
   add_linear_vectors(cases, 5);
 }
 

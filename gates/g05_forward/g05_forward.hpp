@@ -13,5 +13,6 @@ void add_contract(Cases& cases);
 void add_numbers(Cases& cases);
 void add_int8(Cases& cases);
 void add_refused(Cases& cases);
+void add_borders(Cases& cases);
 
 }  // namespace squareq::gates::g05

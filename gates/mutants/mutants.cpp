@@ -41,7 +41,8 @@ const sq_implementation* make() {
   if (!wanted || std::strcmp(wanted, "none") == 0) return &tables.implementation;
   const std::span<const Mutation> groups[] = {{quantize_mutations, quantize_mutation_count}, {forward_mutations, forward_mutation_count},
                                               {backward_mutations, backward_mutation_count}, {stream_mutations, stream_mutation_count},
-                                              {whole_mutations, whole_mutation_count},       {format_mutations, format_mutation_count}};
+                                              {whole_mutations, whole_mutation_count},       {format_mutations, format_mutation_count},
+                                              {border_mutations, border_mutation_count}};
   for (const auto& group : groups)
     for (const Mutation& m : group)
       if (std::strcmp(m.name, wanted) == 0) {

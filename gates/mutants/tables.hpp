@@ -31,6 +31,8 @@ extern const Mutation stream_mutations[];
 extern const unsigned stream_mutation_count;
 extern const Mutation format_mutations[];
 extern const unsigned format_mutation_count;
+extern const Mutation border_mutations[];
+extern const unsigned border_mutation_count;
 extern const Mutation whole_mutations[];
 extern const unsigned whole_mutation_count;
 

@@ -110,7 +110,8 @@ sq_status create(const sq_host* host, sq_context** context, sq_error* error) {
     sq_context*& out = output(context, "context");
     if (h.abi_version != SQ_ABI_VERSION)
       throw Error(Code::CALL_VERSION, "host implements contract version " + std::to_string(h.abi_version) + ", this backend version " + std::to_string(SQ_ABI_VERSION));
-    if (h.device.kind != SQ_CPU) throw Error(Code::CALL_DEVICE, "device kind is " + std::to_string(h.device.kind) + ", expected 0 (cpu)");
+    if (h.device.kind != SQ_CPU || h.device.index != 0)
+      throw Error(Code::CALL_DEVICE, "device is of kind " + std::to_string(h.device.kind) + ", index " + std::to_string(h.device.index) + ", expected kind 0 (cpu), index 0");
     if (h.allocator != nullptr) {
       const sq_allocator& a = checked_struct(h.allocator, "host.allocator");
       if (a.allocate == nullptr || a.release == nullptr) throw Error(Code::CALL_NULL, "host.allocator lacks allocate or release");

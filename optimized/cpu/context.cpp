@@ -63,6 +63,11 @@ sq_status guarded(sq_error* error, const std::function<void()>& body) noexcept {
   }
 }
 
+Context& unwrap(sq_context* context) {
+  if (context == nullptr) throw Error(Code::CALL_NULL, "context is null");
+  return *reinterpret_cast<Context*>(context);
+}
+
 void refuse_struct(const char* name, std::uint64_t given, std::uint64_t expected) {
   if (expected == 0) throw Error(Code::CALL_NULL, std::string(name) + " is null");
   throw Error(Code::CALL_VERSION, std::string(name) + " has size " + std::to_string(given) + ", this implementation needs " + std::to_string(expected));

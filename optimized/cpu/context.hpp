@@ -35,10 +35,12 @@ struct Context {
   std::atomic<std::int64_t> inf_count{0};
 };
 
-inline Context& unwrap(sq_context* context) { return *reinterpret_cast<Context*>(context); }
 
 /// Runs `body` and turns every exception into a status and an error record.
 sq_status guarded(sq_error* error, const std::function<void()>& body) noexcept;
+
+/// Throws CALL_NULL for a null context.
+Context& unwrap(sq_context* context);
 
 [[noreturn]] void refuse_struct(const char* name, std::uint64_t given, std::uint64_t expected);
 

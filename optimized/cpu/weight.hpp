@@ -21,7 +21,7 @@ struct Weight {
   std::shared_ptr<void> hold;  // keeps the lease's slot from being reused while the call runs
 };
 
-/// Throws CALL_NULL, CALL_VALUE (weight and lease both or neither given, unknown format), CALL_PART, CALL_SHAPE, CALL_DTYPE,
+/// Throws CALL_NULL, CALL_VALUE (weight and lease both or neither given), CALL_UNSUPPORTED (format), CALL_PART, CALL_SHAPE, CALL_DTYPE,
 /// CALL_STATE (lease) or DT_ZP_NONZERO.
 Weight resolve_weight(Context& context, const sq_weight_ref* ref);
 

@@ -14,7 +14,8 @@ struct Call {
   std::optional<Lora> lora;
   std::int64_t rows = 0;
   std::int32_t dtype = SQ_F32;       // of the activations: A, B, H and D are rounded to it
-  const sq_tensor* branch_x = nullptr;  // lora's own x, else the layer's
+  const sq_tensor* own_x = nullptr;     // the branch's own x
+  const sq_tensor* branch_x = nullptr;  // own_x, else the layer's
 };
 
 Call check(sq_context& context, const sq_linear_backward_args& args) {
@@ -27,8 +28,8 @@ Call check(sq_context& context, const sq_linear_backward_args& args) {
   if (args.accumulate > 1) refuse(Code::CALL_VALUE, {name, ""}, "accumulate is " + std::to_string(args.accumulate) + ", must be 0 or 1");
   const sq_tensor& dy = check_rows(args.dy, {name, "dy"}, {SQ_F32, SQ_BF16, SQ_F16}, out, Access::read);
   const std::int64_t rows = call.rows = dy.shape[0];
-  const sq_tensor* lora_x = args.lora ? read_struct(args.lora, "sq_lora").x : nullptr;
-  call.branch_x = lora_x ? lora_x : args.x;
+  call.own_x = args.lora ? read_struct(args.lora, "sq_lora").x : nullptr;
+  call.branch_x = call.own_x ? call.own_x : args.x;
   call.dtype = call.branch_x ? call.branch_x->dtype : dy.dtype;
 
   if (args.activation != SQ_ACT_NONE) check_tensor(args.preactivation, {name, "preactivation"}, {dy.dtype, SQ_F32}, {rows, out}, Access::read);
@@ -41,7 +42,7 @@ Call check(sq_context& context, const sq_linear_backward_args& args) {
   const struct { const sq_tensor* tensor; const char* tensor_name; } branch_only[] = {{args.h, "h"}, {args.dx_lora, "dx_lora"}, {args.da_t, "da_t"}, {args.db_t, "db_t"}};
   for (const auto& [tensor, tensor_name] : branch_only)
     if (tensor && !call.lora) refuse(Code::CALL_VALUE, {name, tensor_name}, "belongs to the low-rank branch, but there is no lora");
-  if (args.dx_lora && !lora_x) refuse(Code::CALL_VALUE, {name, "dx_lora"}, "is the share of the branch's own x, but lora has no x; dx holds both shares");
+  if (args.dx_lora && !call.own_x) refuse(Code::CALL_VALUE, {name, "dx_lora"}, "is the share of the branch's own x, but lora has no x; dx holds both shares");
   if (args.dx) check_tensor(args.dx, {name, "dx"}, {dy.dtype}, {rows, in}, Access::write);
   if (args.dx_lora) check_tensor(args.dx_lora, {name, "dx_lora"}, {dy.dtype}, {rows, in}, Access::write);
   if (!call.lora) return call;
@@ -129,11 +130,11 @@ void linear_backward(sq_context& context, const sq_linear_backward_args* given, 
 
   parallel_for(context, in, [&](std::int64_t k) {
     // Without an x of its own the branch's share belongs to dx, else to dx_lora.
-    float* share = !call.lora ? nullptr : dx_lora_t ? dx_lora_t->row(k) : dx_t && !call.lora->x ? dx_t->row(k) : nullptr;
-    for (std::int64_t m = 0; m < rows && share; ++m) {
+    const std::optional<Matrix>& target = call.own_x ? dx_lora_t : dx_t;
+    for (std::int64_t m = 0; m < rows && call.lora && target; ++m) {
       float sum = 0;
       for (std::int64_t r = 0; r < rank; ++r) sum += d_t.row(r)[m] * round_to(call.dtype, load(call.lora->a_t, r, k));
-      share[m] += call.lora->scaling * sum;
+      target.value().row(k)[m] += call.lora->scaling * sum;
     }
     for (std::int64_t m = 0; m < rows && dx_t; ++m) store(*args.dx, m, k, dx_t->row(k)[m]);
     for (std::int64_t m = 0; m < rows && dx_lora_t; ++m) store(*args.dx_lora, m, k, dx_lora_t->row(k)[m]);

@@ -56,7 +56,7 @@ void quantize_activation(sq_context& context, const sq_quantize_activation_args*
     if (groups < 1 || rows % groups != 0) refuse(Code::CALL_SHAPE, shift, std::to_string(groups) + " groups do not divide the " + std::to_string(rows) + " rows of x");
     check_tensor(args.scale, {"", "modulation scale"}, {t.dtype}, {groups, columns}, Access::read);
     rows_per_group = std::max<std::int64_t>(1, rows / groups);
-    if (!(args.epsilon > 0)) throw Error(Code::CALL_VALUE, "epsilon is " + std::to_string(args.epsilon) + ", must be positive");
+    if (!(args.epsilon > 0) || !std::isfinite(args.epsilon)) throw Error(Code::CALL_VALUE, "epsilon is " + std::to_string(args.epsilon) + ", must be positive and finite");
   } else if (args.shift || args.scale) {
     throw Error(Code::CALL_VALUE, "shift and scale belong to producer LAYERNORM_MODULATE, but producer is " + std::to_string(args.producer));
   }

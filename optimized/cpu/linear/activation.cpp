@@ -6,7 +6,7 @@
 #include "optimized/cpu/linear/int8_product.hpp"
 #include "optimized/cpu/linear/linear_job.hpp"
 #include "optimized/cpu/linear/operations.hpp"
-#include "squareq/text.hpp"
+#include "optimized/cpu/parts.hpp"
 
 namespace squareq::cpu {
 namespace {
@@ -18,16 +18,9 @@ struct Job {
   float epsilon = 0;
 };
 
-const sq_tensor* out_part(const sq_quantize_activation_args& args, const char* name) {
-  const sq_part* found = args.out == nullptr ? nullptr : find_part(args.out, args.out_count, name);
-  if (found == nullptr) refuse(SQ_CALL_PART, "", name, "format per_token_int8 requires this output part and it is not given");
-  return &found->tensor;
-}
-
 Job prepare(const sq_quantize_activation_args& args) {
   Job job;
-  if (args.format == nullptr || std::string_view(args.format) != "per_token_int8")
-    refuse(SQ_CALL_UNSUPPORTED, "", "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'per_token_int8'");
+  require_format(args.format, "per_token_int8", "", "");
   if (args.producer < SQ_PRODUCER_NONE || args.producer > SQ_PRODUCER_GELU_TANH)
     refuse(SQ_CALL_VALUE, "", "", "producer is " + std::to_string(args.producer) + ", expected 0 to 2");
   job.producer = args.producer;
@@ -35,15 +28,18 @@ Job prepare(const sq_quantize_activation_args& args) {
   if (job.x.cols < 1) refuse(SQ_CALL_SHAPE, "", "x", "shape is " + shape_text(*args.x) + ", expected at least one column");
   if (job.producer == SQ_PRODUCER_LAYERNORM_MODULATE) {
     job.shift = require_matrix(args.shift, "shift", "", {kFloatTypes, -1, job.x.cols, Use::input});
-    job.scale = require_matrix(args.scale, "scale", "", {kFloatTypes, job.shift.rows, job.x.cols, Use::input});
+    job.scale = require_matrix(args.scale, "scale", "", {{job.shift.dtype}, job.shift.rows, job.x.cols, Use::input});
     if (job.shift.rows < 1 || job.x.rows % job.shift.rows != 0)
       refuse(SQ_CALL_SHAPE, "", "shift", "has " + std::to_string(job.shift.rows) + " groups, expected a divisor of the " + std::to_string(job.x.rows) + " rows of x");
-    if (!std::isfinite(args.epsilon) || args.epsilon < 0)
-      refuse(SQ_CALL_VALUE, "", "", "epsilon is " + std::to_string(args.epsilon) + ", expected a finite number of at least 0");
+    if (!std::isfinite(args.epsilon) || args.epsilon <= 0)
+      refuse(SQ_CALL_VALUE, "", "", "epsilon is " + std::to_string(args.epsilon) + ", expected a finite number above 0");
     job.epsilon = args.epsilon;
+  } else if (args.shift != nullptr || args.scale != nullptr) {
+    refuse(SQ_CALL_VALUE, "", args.shift != nullptr ? "shift" : "scale", "belongs to producer 1 (LAYERNORM_MODULATE), producer is " + std::to_string(args.producer));
   }
-  job.q = require_matrix(out_part(args, "q"), "q", "", {{SQ_I8}, job.x.rows, job.x.cols, Use::output});
-  job.row_scale = require_vector(out_part(args, "scale"), "scale", "", SQ_F32, job.x.rows).row<float>(0);
+  const Parts out(args.out, args.out_count, "", "per_token_int8", {"q", "scale"});
+  job.q = require_matrix(out["q"], "q", "", {{SQ_I8}, job.x.rows, job.x.cols, Use::output});
+  job.row_scale = require_vector(out["scale"], "scale", "", SQ_F32, job.x.rows).row<float>(0);
   return job;
 }
 

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "optimized/cpu/linear/int8_product.hpp"
-#include "squareq/text.hpp"
+#include "optimized/cpu/parts.hpp"
 
 namespace squareq::cpu {
 namespace {
@@ -38,17 +39,13 @@ void check_depth(bool int8, std::int64_t depth, const Weight& w) {
 
 void check_codes(const sq_quantized_activation& xq, ForwardJob& job) {
   const std::string& layer = job.w.name;
-  if (xq.format == nullptr || std::string_view(xq.format) != "per_token_int8")
-    refuse(SQ_CALL_VALUE, layer, "xq", "format is " + (xq.format ? "'" + printable(xq.format) + "'" : std::string("null")) + ", expected 'per_token_int8'");
-  const sq_part* q = xq.parts == nullptr ? nullptr : find_part(xq.parts, xq.part_count, "q");
-  const sq_part* scale = xq.parts == nullptr ? nullptr : find_part(xq.parts, xq.part_count, "scale");
-  if (q == nullptr || scale == nullptr)
-    refuse(SQ_CALL_PART, layer, q == nullptr ? "xq.q" : "xq.scale", "format per_token_int8 requires this part and it is not given");
-  const Matrix codes = require_matrix(&q->tensor, "xq.q", layer, {{SQ_I8}, kFree, job.w.in, Use::input});
+  require_format(xq.format, "per_token_int8", layer, "xq");
+  const Parts parts(xq.parts, xq.part_count, layer, "per_token_int8", {"q", "scale"});
+  const Matrix codes = require_matrix(parts["q"], "xq.q", layer, {{SQ_I8}, kFree, job.w.in, Use::input});
   job.xq = codes.row<std::int8_t>(0);
   job.xq_stride = codes.stride;
   job.rows = codes.rows;
-  job.xq_scale = require_vector(&scale->tensor, "xq.scale", layer, SQ_F32, codes.rows).row<float>(0);
+  job.xq_scale = require_vector(parts["scale"], "xq.scale", layer, SQ_F32, codes.rows).row<float>(0);
 }
 
 }  // namespace
@@ -58,7 +55,7 @@ void check_activation(std::int32_t activation, const Weight& w) {
     refuse(SQ_CALL_VALUE, w.name, "", "activation is " + std::to_string(activation) + ", expected 0 to 3");
 }
 
-Lora check_lora(const sq_lora* given, const Weight& w, std::int64_t rows) {
+Lora check_lora(const sq_lora* given, const Weight& w, const Matrix& x, std::int64_t rows) {
   if (given == nullptr) return {};
   const sq_lora& l = checked_struct(given, "lora");
   Lora lora;
@@ -69,6 +66,8 @@ Lora check_lora(const sq_lora* given, const Weight& w, std::int64_t rows) {
   if (lora.rank < 1) refuse(SQ_CALL_SHAPE, w.name, "lora.a_t", "has " + std::to_string(lora.rank) + " rows, expected a rank of at least 1");
   lora.b = require_matrix(l.b_t, "lora.b_t", w.name, {{SQ_F32}, w.out, lora.rank, Use::input});
   lora.x = check_matrix(l.x, "lora.x", w.name, {kFloatTypes, rows, w.in, Use::input});
+  if (lora.x && x && lora.x.dtype != x.dtype)
+    refuse(SQ_CALL_DTYPE, w.name, "lora.x", "dtype is " + std::string(dtype_name(lora.x.dtype)) + ", expected x's " + std::string(dtype_name(x.dtype)));
   return lora;
 }
 
@@ -98,13 +97,11 @@ ForwardJob prepare_forward(Context& context, const sq_linear_forward_args& args)
     job.x = require_matrix(args.x, "x", w.name, {kFloatTypes, kFree, w.in, Use::input});
     job.rows = job.x.rows;
   }
-  job.lora = check_lora(args.lora, w, job.rows);
+  job.lora = check_lora(args.lora, w, job.x, job.rows);
   if (job.lora && !job.lora.x) {
     if (!job.x) refuse(SQ_CALL_NULL, w.name, "lora.x", "is required where the layer's input is given as codes only");
     job.lora.x = job.x;
   }
-  if (job.x && job.lora && job.lora.x.dtype != job.x.dtype)
-    refuse(SQ_CALL_DTYPE, w.name, "lora.x", "dtype is " + std::string(dtype_name(job.lora.x.dtype)) + ", expected x's " + std::string(dtype_name(job.x.dtype)));
   job.activation_dtype = job.lora ? job.lora.x.dtype : job.x ? job.x.dtype : SQ_F32;
   if (job.x || job.lora) {
     job.y = require_matrix(args.y, "y", w.name, {{job.activation_dtype, SQ_F32}, job.rows, w.out, Use::output});
@@ -126,7 +123,8 @@ BackwardJob prepare_backward(Context& context, const sq_linear_backward_args& ar
   const Weight& w = job.w;
   check_activation(args.activation, w);
   job.activation = args.activation;
-  job.accumulate = args.accumulate != 0;
+  if (args.accumulate > 1) refuse(SQ_CALL_VALUE, w.name, "", "accumulate is " + std::to_string(args.accumulate) + ", expected 0 or 1");
+  job.accumulate = args.accumulate == 1;
   job.int8 = check_compute(args.compute, false, w);
   check_depth(job.int8, w.out, w);
   job.dy = require_matrix(args.dy, "dy", w.name, {kFloatTypes, kFree, w.out, Use::input});
@@ -134,13 +132,14 @@ BackwardJob prepare_backward(Context& context, const sq_linear_backward_args& ar
   if (job.activation != SQ_ACT_NONE)
     job.preactivation = require_matrix(args.preactivation, "preactivation", w.name, {{job.dy.dtype, SQ_F32}, job.rows, w.out, Use::input});
   job.x = check_matrix(args.x, "x", w.name, {kFloatTypes, job.rows, w.in, Use::input});
-  job.lora = check_lora(args.lora, w, job.rows);
+  job.lora = check_lora(args.lora, w, job.x, job.rows);
   job.own_input = job.lora && job.lora.x;
   if (job.lora && !job.lora.x) job.lora.x = job.x;
-  if (!job.lora && (args.da_t != nullptr || args.db_t != nullptr || args.dx_lora != nullptr))
-    refuse(SQ_CALL_VALUE, w.name, args.da_t != nullptr ? "da_t" : args.db_t != nullptr ? "db_t" : "dx_lora", "was asked for without a LoRA branch");
+  const std::pair<const char*, const sq_tensor*> of_branch[] = {{"h", args.h}, {"da_t", args.da_t}, {"db_t", args.db_t}, {"dx_lora", args.dx_lora}};
+  for (const auto& [name, tensor] : of_branch)
+    if (tensor != nullptr && !job.lora) refuse(SQ_CALL_VALUE, w.name, name, "belongs to a LoRA branch, which is not given");
   if (args.dx_lora != nullptr && !job.own_input) refuse(SQ_CALL_VALUE, w.name, "dx_lora", "was asked for without lora.x: dx holds the branch's share");
-  job.h = job.lora ? check_matrix(args.h, "h", w.name, {{SQ_F32}, job.rows, job.lora.rank, Use::input}) : Matrix{};
+  job.h = check_matrix(args.h, "h", w.name, {{SQ_F32}, job.rows, job.lora.rank, Use::input});
   if ((args.da_t != nullptr || (args.db_t != nullptr && !job.h)) && !job.lora.x)
     refuse(SQ_CALL_NULL, w.name, "x", args.da_t != nullptr ? "is required for da_t" : "is required for db_t where h is not given");
   const Matrix& input = job.lora && job.lora.x ? job.lora.x : job.x;

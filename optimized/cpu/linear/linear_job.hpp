@@ -21,8 +21,8 @@ struct Lora {
   explicit operator bool() const { return a.given; }
 };
 
-/// Checks `lora` against a weight and M rows; empty where `lora` is null.
-Lora check_lora(const sq_lora* lora, const Weight& w, std::int64_t rows);
+/// Checks `lora` against a weight, the layer's X (which may be absent) and M rows; empty where `lora` is null.
+Lora check_lora(const sq_lora* lora, const Weight& w, const Matrix& x, std::int64_t rows);
 
 void check_activation(std::int32_t activation, const Weight& w);
 

@@ -8,7 +8,7 @@
 
 #include "optimized/cpu/linear/operations.hpp"
 #include "optimized/cpu/linear/tiles.hpp"
-#include "squareq/text.hpp"
+#include "optimized/cpu/parts.hpp"
 
 namespace squareq::cpu {
 namespace {
@@ -23,25 +23,19 @@ struct Job {
   float* zero_point = nullptr;
 };
 
-const sq_tensor* out_part(const sq_quantize_args& args, const char* part_name, const std::string& layer) {
-  const sq_part* found = args.out == nullptr ? nullptr : find_part(args.out, args.out_count, part_name);
-  if (found == nullptr) refuse(SQ_CALL_PART, layer, part_name, "format bp8_v2 requires this output part and it is not given");
-  return &found->tensor;
-}
-
 Job prepare(const sq_quantize_args& args) {
   Job job;
-  job.name = args.name == nullptr ? "" : args.name;
+  job.name = require_name(args.name, "sq_quantize_args");
   const std::string& layer = job.name;
-  if (args.format == nullptr || std::string_view(args.format) != "bp8_v2")
-    refuse(SQ_CALL_UNSUPPORTED, layer, "", "format is " + (args.format ? "'" + printable(args.format) + "'" : std::string("null")) + ", expected 'bp8_v2'");
+  require_format(args.format, "bp8_v2", layer, "");
   job.w = require_matrix(args.w, "w", layer, {{SQ_F32, SQ_F16, SQ_BF16, SQ_F64}, -1, -1, Use::input});
   if (job.w.rows < 1 || job.w.cols < 1) refuse(SQ_CALL_SHAPE, layer, "w", "shape is " + shape_text(*args.w) + ", expected at least [1, 1]");
   const std::int64_t pack = std::max<std::int64_t>(1, args.pack_k);
   const std::int64_t padded = (job.w.cols + pack - 1) / pack * pack;
-  job.q = require_matrix(out_part(args, "qweight", layer), "qweight", layer, {{SQ_I8}, job.w.rows, padded, Use::output});
-  job.scale = require_vector(out_part(args, "scale", layer), "scale", layer, SQ_F32, job.w.rows).row<float>(0);
-  job.zero_point = require_vector(out_part(args, "zero_point", layer), "zero_point", layer, SQ_F32, job.w.rows).row<float>(0);
+  const Parts out(args.out, args.out_count, layer, "bp8_v2", {"qweight", "scale", "zero_point"});
+  job.q = require_matrix(out["qweight"], "qweight", layer, {{SQ_I8}, job.w.rows, padded, Use::output});
+  job.scale = require_vector(out["scale"], "scale", layer, SQ_F32, job.w.rows).row<float>(0);
+  job.zero_point = require_vector(out["zero_point"], "zero_point", layer, SQ_F32, job.w.rows).row<float>(0);
   return job;
 }
 
