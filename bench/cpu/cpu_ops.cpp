@@ -162,6 +162,7 @@ void quantize_bf16(benchmark::State& state) {
   const sq_tensor source = squareq::make_tensor(w.data(), SQ_BF16, {n, k});
   auto args = sized<sq_quantize_args>();
   args.format = "bp8_v2";
+  args.name = "bench";
   args.pack_k = 64;
   args.w = &source;
   args.out = out.data();

@@ -21,7 +21,8 @@ nlohmann::json read_json(const std::filesystem::path& path) {
 std::vector<MutationPoint> read_points(const std::filesystem::path& points, const std::filesystem::path& equivalent) {
   std::vector<MutationPoint> out;
   for (const auto& p : read_json(points)) out.push_back({p.at("id"), p.at("file"), p.at("from"), p.at("to"), p.at("source"), p.at("line"), p.at("column"), {}});
-  for (const auto& e : read_json(equivalent).at("equivalent")) {
+  const nlohmann::json listed = read_json(equivalent);
+  for (const auto& e : listed.at("equivalent")) {
     const int wanted = e.value("occurrence", 0);
     const std::string reason = e.at("reason");
     int seen = 0, marked = 0;

@@ -134,7 +134,7 @@ void linear_backward(sq_context& context, const sq_linear_backward_args* given, 
     for (std::int64_t m = 0; m < rows && call.lora && target; ++m) {
       float sum = 0;
       for (std::int64_t r = 0; r < rank; ++r) sum += d_t.row(r)[m] * round_to(call.dtype, load(call.lora->a_t, r, k));
-      target.value().row(k)[m] += call.lora->scaling * sum;
+      target.value().row(k)[m] += call.lora.value().scaling * sum;
     }
     for (std::int64_t m = 0; m < rows && dx_t; ++m) store(*args.dx, m, k, dx_t->row(k)[m]);
     for (std::int64_t m = 0; m < rows && dx_lora_t; ++m) store(*args.dx_lora, m, k, dx_lora_t->row(k)[m]);

@@ -56,6 +56,7 @@ TEST(Memory, EveryFailedAllocationIsToldAndRetryWorks) {
         const std::vector<sq_part> out = {{"qweight", *q.tensor()}, {"scale", *scale.tensor()}, {"zero_point", *zero.tensor()}};
         auto args = sized<sq_quantize_args>();
         args.format = "bp8_v2";
+        args.name = "layer";
         args.pack_k = 64;
         args.w = c.x.tensor();
         args.out = out.data();
