@@ -1,5 +1,6 @@
 // Refusals and borders of the operations beside the plain linear calls: int8 activations given and made, quantize, dequantize, explain.
 // Each border is tried from both sides: the last thing that must be taken and the first that must not.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -391,9 +392,10 @@ void run_weight_borders(Trial& trial) {
   Instance& instance = trial.instance();
   const auto call = [&](const char* what, Codes codes, const std::function<void(Problem&, DirectWeight&)>& damage) {
     Problem p = GivenCall::make(trial);
-    Guarded out("out", Role::out, SQ_F32, {1, 10});
     DirectWeight direct(p.layer);
     damage(p, direct);
+    // As wide as the weight says it is, and no row where it says that it has none: only the weight itself can be wrong.
+    Guarded out("out", Role::out, SQ_F32, {std::min<std::int64_t>(1, direct.weight().out_features), direct.weight().in_features});
     auto args = sized<sq_dequantize_args>();
     args.weight = direct.ref();
     args.out = out.tensor();
@@ -403,7 +405,10 @@ void run_weight_borders(Trial& trial) {
   };
   call("a weight without a format", {Code::CALL_NULL}, [](Problem&, DirectWeight& w) { w.weight().format = nullptr; });
   call("a weight without a name", {Code::CALL_NULL}, [](Problem&, DirectWeight& w) { w.weight().name = nullptr; });
-  call("a weight of 0 rows", {Code::CALL_SHAPE}, [](Problem&, DirectWeight& w) { w.weight().out_features = 0; });
+  call("a weight of 0 rows", {Code::CALL_SHAPE}, [](Problem&, DirectWeight& w) {
+    w.weight().out_features = 0;
+    for (sq_part& part : w.parts()) part.tensor.shape[0] = 0;
+  });
   call("a weight of 0 columns", {Code::CALL_SHAPE}, [](Problem&, DirectWeight& w) { w.weight().in_features = 0; });
   call("codes of rank 1", {Code::CALL_SHAPE}, [](Problem&, DirectWeight& w) { w.parts()[0].tensor.rank = 1; });
   for (const std::int64_t row : {0, 3}) call("a zero_point of 0.5 at either end", {Code::DT_ZP_NONZERO}, [row](Problem& p, DirectWeight&) { p.layer.zero_point.set(row, 0.5); });
@@ -530,24 +535,27 @@ void run_own_allocation(Trial& trial) {
   Random random = trial.random("data");
   Problem p(257, Layer("own", 63, 300, 64, true), SQ_F32);
   fill(p, random, {.rank = 3});
-  sq_host host{};
-  host.threads = 3;
-  host.deterministic = 1;
-  host.device.kind = trial.description().device == "cuda" ? SQ_CUDA : SQ_CPU;
-  const Context context(trial.subject().of_group("linear"), host);
   const DirectWeight direct(p.layer);
   auto lora = sized<sq_lora>();
   lora.scaling = p.adapter->scaling;
   lora.a_t = p.adapter->a_t.tensor();
   lora.b_t = p.adapter->b_t.tensor();
-  Guarded y("y", Role::out, SQ_F32, {257, 63});
-  auto args = sized<sq_linear_forward_args>();
-  args.weight = direct.ref();
-  args.x = p.x.tensor();
-  args.lora = &lora;
-  args.y = y.tensor();
-  call_ok("linear_forward of a host without allocator", {&p.x, &y}, [&](sq_error* e) { return context.linear().linear_forward(context.get(), &args, e); });
-  compare(trial, y, oracle_forward(p).y);
+  const Expected expected = oracle_forward(p).y;
+  for (const std::uint32_t threads : {3u, 0u}) {  // 0: as many as there are
+    sq_host host{};
+    host.threads = threads;
+    host.deterministic = 1;
+    host.device.kind = trial.description().device == "cuda" ? SQ_CUDA : SQ_CPU;
+    const Context context(trial.subject().of_group("linear"), host);
+    Guarded y("y", Role::out, SQ_F32, {257, 63});
+    auto args = sized<sq_linear_forward_args>();
+    args.weight = direct.ref();
+    args.x = p.x.tensor();
+    args.lora = &lora;
+    args.y = y.tensor();
+    call_ok("linear_forward of a host without allocator", {&p.x, &y}, [&](sq_error* e) { return context.linear().linear_forward(context.get(), &args, e); });
+    compare(trial, y, expected);
+  }
 }
 
 /// What a host may say when it makes an instance.

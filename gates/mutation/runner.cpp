@@ -28,6 +28,7 @@ struct Options {
   int sample = 0;  // 0: every point
   int seed = 1;
   bool daily = false;
+  double budget = 0;  // seconds after which no further point is begun; 0: none
   int shard = 0, shards = 1;
   std::vector<int> only;
 };
@@ -95,6 +96,7 @@ bool chosen(const MutationPoint& p, const Options& options, std::size_t count) {
   if (!options.only.empty()) return std::find(options.only.begin(), options.only.end(), p.id) != options.only.end();
   if (p.id % options.shards != options.shard) return false;
   if (options.sample == 0) return true;
+  if (!p.reason.empty()) return false;  // every case must pass it: too long for a sample
   const int stride = std::max(1, static_cast<int>(count) / options.sample);
   return p.id % stride == options.seed % stride;
 }
@@ -112,10 +114,15 @@ int run(Options options) {
   for (Judge& j : judges) order.push_back(&j);
   std::sort(order.begin(), order.end(), [](const Judge* a, const Judge* b) { return a->seconds < b->seconds; });
 
-  int killed = 0, survived = 0, equivalent = 0, wrong = 0;
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  int killed = 0, survived = 0, equivalent = 0, wrong = 0, left = 0;
   nlohmann::json report = nlohmann::json::array();
   for (const MutationPoint& p : points) {
     if (!chosen(p, options, points.size())) continue;
+    if (options.budget > 0 && seconds() > options.budget) {
+      ++left;
+      continue;
+    }
     const Outcome outcome = judge_point(p, order, options, description);
     const char* result = outcome.killer ? "killed" : p.reason.empty() ? "survived" : "equivalent";
     (outcome.killer ? killed : p.reason.empty() ? survived : equivalent) += 1;
@@ -134,8 +141,8 @@ int run(Options options) {
   }
   if (!options.report.empty()) std::ofstream(options.report) << report.dump(1) << "\n";
   const int total = killed + survived + equivalent;
-  fmt::print("mutation: {} of {} points (seed {}), {} cases: {} killed, {} equivalent, {} survived, {} wrongly listed; {:.0f} s\n", total, points.size(), options.seed, judges.size(), killed - wrong, equivalent, survived,
-             wrong, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  fmt::print("mutation: {} of {} points (seed {}), {} cases: {} killed, {} equivalent, {} survived, {} wrongly listed, {} not begun in time; {:.0f} s\n", total, points.size(), options.seed, judges.size(), killed - wrong, equivalent, survived,
+             wrong, left, seconds());
   if (total == 0) throw Error(Code::CFG_VALUE, "no mutation point was chosen");
   return survived || wrong ? 1 : 0;
 }
@@ -154,6 +161,7 @@ int main(int argc, char** argv) {
   app.add_option("--sample", options.sample, "about this many points instead of all");
   app.add_option("--seed", options.seed, "which sample");
   app.add_flag("--daily", options.daily, "the day is the seed");
+  app.add_option("--budget", options.budget, "begin no further point after this many seconds, and say how many are left");
   app.add_option("--shard", options.shard, "this share of the points");
   app.add_option("--shards", options.shards, "of so many")->check(CLI::PositiveNumber);
   app.add_option("--point", options.only, "these points only");
