@@ -43,7 +43,7 @@ struct Judge {
 GateOptions gate_options(const Options& options) {
   GateOptions g;
   g.backend = std::filesystem::absolute(options.library).string();
-  g.timeout_s = 20;
+  g.timeout_s = options.sample > 0 ? 5 : 20;
   return g;
 }
 
@@ -55,6 +55,10 @@ std::vector<Judge> make_judges(const Options& options, const Description& descri
   ::setenv("SQUAREQ_MUTATION_REACHED", file.c_str(), 1);
   for (const Case& c : all_cases()) {
     if (!std::all_of(c.needs.begin(), c.needs.end(), [&](const std::string& need) { return description.offers(need); })) continue;
+    if (options.sample > 0 && (c.gate == 3 || c.gate == 9)) {  // slow cases: in a sample they are tried last, on any point, and taken to pass without a mutation
+      judges.push_back({&c, std::vector<unsigned char>(points + 2, 1), 1e3});
+      continue;
+    }
     std::ofstream(file, std::ios::binary | std::ios::trunc) << std::string(points + 2, '\0');
     const Verdict v = run_in_child(c, gate_options(options), description);
     if (v.status != Status::pass) {
