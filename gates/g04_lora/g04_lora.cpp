@@ -6,6 +6,7 @@
 #include "gates/harness/linear.hpp"
 #include "gates/harness/linear_cases.hpp"
 #include "gates/harness/linear_vectors.hpp"
+#include "gates/harness/property.hpp"
 #include "gates/harness/registry.hpp"
 
 namespace squareq::gates {
@@ -77,26 +78,29 @@ void run_golden_backward(Trial& trial, bool saved_h) {
 
 /// Two backwards into the same accumulators: exactly twice the gradient; accumulate = 0 afterwards overwrites.
 void run_accumulate(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(7, Layer("accumulate", 33, 70, 64, true), SQ_F32);
-  fill(p, random, {.rank = 5});
-  Guarded dy("dy", Role::in, SQ_F32, {7, 33});
-  dy.fill([&] { return random.normal(); });
   Instance& instance = trial.instance();
-  BackwardOutputs once = backward(instance, p, dy, nullptr, nullptr);
-  BackwardOutputs sum;
-  sum.da_t.emplace("da_t", Role::inout, SQ_F32, std::vector<std::int64_t>{5, 70});
-  sum.db_t.emplace("db_t", Role::inout, SQ_F32, std::vector<std::int64_t>{33, 5});
-  for (int i = 0; i < 2; ++i) backward(instance, p, dy, nullptr, nullptr, {.accumulate = true}, nullptr, &sum);
-  const auto doubled = [](const Guarded& g) {
-    std::vector<double> v = g.values();
-    for (double& x : v) x *= 2;
-    return exactly(v);
-  };
-  compare(trial, *sum.da_t, doubled(*once.da_t));
-  compare(trial, *sum.db_t, doubled(*once.db_t));
-  BackwardOutputs again = backward(instance, p, dy, nullptr, nullptr);
-  same_bits("a later call without accumulate", *again.da_t, *once.da_t);
+  check_property(trial, 12, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 7), n = draws.integer("n", 1, 33), k = draws.integer("k", 1, 70), rank = draws.integer("rank", 1, 5);
+    Random random = draws.random("data");
+    Problem p(m, Layer("accumulate", n, k, 64, true), SQ_F32);
+    fill(p, random, {.rank = rank});
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return random.normal(); });
+    BackwardOutputs once = backward(instance, p, dy, nullptr, nullptr);
+    BackwardOutputs sum;
+    sum.da_t.emplace("da_t", Role::inout, SQ_F32, std::vector<std::int64_t>{rank, k});
+    sum.db_t.emplace("db_t", Role::inout, SQ_F32, std::vector<std::int64_t>{n, rank});
+    for (int i = 0; i < 2; ++i) backward(instance, p, dy, nullptr, nullptr, {.accumulate = true}, nullptr, &sum);
+    const auto doubled = [](const Guarded& g) {
+      std::vector<double> v = g.values();
+      for (double& x : v) x *= 2;
+      return exactly(v);
+    };
+    compare(trial, *sum.da_t, doubled(*once.da_t));
+    compare(trial, *sum.db_t, doubled(*once.db_t));
+    BackwardOutputs again = backward(instance, p, dy, nullptr, nullptr);
+    same_bits("a later call without accumulate", *again.da_t, *once.da_t);
+  });
 }
 
 /// alpha enters as alpha / rank, linearly and exactly: powers of two times the branch.
@@ -128,21 +132,24 @@ void run_alpha(Trial& trial) {
 
 /// At the start of training B = 0: output of the base to the bit, dA exactly 0, dB not, dX that of the base.
 void run_start(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(6, Layer("start", 40, 72, 64, true), SQ_F32);
-  fill(p, random, {.rank = 8, .b_zero = true});
-  Guarded dy("dy", Role::in, SQ_F32, {6, 40});
-  dy.fill([&] { return random.normal(); });
   Instance& instance = trial.instance();
-  const ForwardOutputs with = forward(instance, p);
-  BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
-  for (const double v : back.da_t->values()) require(v == 0, "dA is not 0 although B is");
-  compare(trial, *back.db_t, oracle_backward(p, dy, nullptr).db_t);
-  p.adapter.reset();
-  const ForwardOutputs without = forward(instance, p);
-  BackwardOutputs base = backward(instance, p, dy, nullptr, nullptr);
-  for (std::int64_t i = 0; i < with.y.count(); ++i) require(with.y.at(i) == without.y.at(i), "B = 0 changes the output at " + std::to_string(i));
-  for (std::int64_t i = 0; i < base.dx->count(); ++i) require(back.dx->at(i) == base.dx->at(i), "B = 0 changes dX at " + std::to_string(i));
+  check_property(trial, 12, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 6), n = draws.integer("n", 1, 40), k = draws.integer("k", 1, 72), rank = draws.integer("rank", 1, 8);
+    Random random = draws.random("data");
+    Problem p(m, Layer("start", n, k, 64, true), SQ_F32);
+    fill(p, random, {.rank = rank, .b_zero = true});
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return random.normal(); });
+    const ForwardOutputs with = forward(instance, p);
+    BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
+    for (const double v : back.da_t->values()) require(v == 0, "dA is not 0 although B is");
+    compare(trial, *back.db_t, oracle_backward(p, dy, nullptr).db_t);
+    p.adapter.reset();
+    const ForwardOutputs without = forward(instance, p);
+    BackwardOutputs base = backward(instance, p, dy, nullptr, nullptr);
+    for (std::int64_t i = 0; i < with.y.count(); ++i) require(with.y.at(i) == without.y.at(i), "B = 0 changes the output at " + std::to_string(i));
+    for (std::int64_t i = 0; i < base.dx->count(); ++i) require(back.dx->at(i) == base.dx->at(i), "B = 0 changes dX at " + std::to_string(i));
+  });
 }
 
 void run_gradients(Trial& trial, std::int32_t dtype, std::int64_t rank) {
@@ -199,39 +206,42 @@ void run_dx_without_adapter(Trial& trial) {
 
 /// Central differences of the forward, in exact arithmetic of small integers: no formula of the gradient is used at all.
 void run_finite_differences(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(3, Layer("differences", 5, 6, 2, false), SQ_F32);
-  fill(p, random, {.dyadic_scales = true, .integer_x = 4, .rank = 2});
-  p.layer.scale.fill(0x1p-7);
-  p.adapter->a_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
-  p.adapter->b_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
-  Guarded dy("dy", Role::in, SQ_F32, {3, 5});
-  dy.fill([&] { return static_cast<double>(random.integer(-3, 3)); });
   Instance& instance = trial.instance();
-  BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
-  const auto value = [&] {
-    const std::vector<double> y = forward(instance, p).y.values();
-    double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy.at(static_cast<std::int64_t>(i));
-    return sum;
-  };
-  // The output is linear in x, in A and in B separately: a central difference of step 1 is the exact derivative.
-  const auto differences = [&](Guarded& tensor) {
-    Expected e;
-    for (std::int64_t i = 0; i < tensor.count(); ++i) {
-      const double here = tensor.at(i);
-      tensor.set(i, here + 1);
-      const double up = value();
-      tensor.set(i, here - 1);
-      const double down = value();
-      tensor.set(i, here);
-      e.add((up - down) / 2, 0);
-    }
-    return e;
-  };
-  compare(trial, *back.dx, differences(p.x));
-  compare(trial, *back.da_t, differences(p.adapter->a_t));
-  compare(trial, *back.db_t, differences(p.adapter->b_t));
+  check_property(trial, 8, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 3), n = draws.integer("n", 1, 5), k = draws.integer("k", 1, 6), rank = draws.integer("rank", 1, 2);
+    Random random = draws.random("data");
+    Problem p(m, Layer("differences", n, k, 2, false), SQ_F32);
+    fill(p, random, {.dyadic_scales = true, .integer_x = 4, .rank = rank});
+    p.layer.scale.fill(0x1p-7);
+    p.adapter->a_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
+    p.adapter->b_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return static_cast<double>(random.integer(-3, 3)); });
+    BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
+    const auto value = [&] {
+      const std::vector<double> y = forward(instance, p).y.values();
+      double sum = 0;
+      for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy.at(static_cast<std::int64_t>(i));
+      return sum;
+    };
+    // The output is linear in x, in A and in B separately: a central difference of step 1 is the exact derivative.
+    const auto differences = [&](Guarded& tensor) {
+      Expected e;
+      for (std::int64_t i = 0; i < tensor.count(); ++i) {
+        const double here = tensor.at(i);
+        tensor.set(i, here + 1);
+        const double up = value();
+        tensor.set(i, here - 1);
+        const double down = value();
+        tensor.set(i, here);
+        e.add((up - down) / 2, 0);
+      }
+      return e;
+    };
+    compare(trial, *back.dx, differences(p.x));
+    compare(trial, *back.da_t, differences(p.adapter->a_t));
+    compare(trial, *back.db_t, differences(p.adapter->b_t));
+  });
 }
 
 void run_activated(Trial& trial, sq_activation activation) {

@@ -11,10 +11,12 @@
 
 #include "gates/gates.hpp"
 #include "gates/harness/filter.hpp"
+#include "gates/harness/html.hpp"
 #include "gates/harness/registry.hpp"
 #include "gates/harness/report.hpp"
 #include "gates/harness/run_case.hpp"
 #include "gates/harness/trial.hpp"
+#include "gates/harness/waiver.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq::gates {
@@ -38,6 +40,12 @@ std::string missing(const Case& c, const Description& description) {
   return {};
 }
 
+Waivers waivers_of(const GateOptions& options) {
+  const auto day = options.day.empty() ? std::optional(today()) : parse_day(options.day);
+  if (!day) throw Error(Code::CFG_VALUE, "'" + printable(options.day) + "' is no day YYYY-MM-DD");
+  return {options.waivers.empty() ? std::vector<Waiver>() : read_waivers(options.waivers), *day};
+}
+
 }  // namespace
 
 int run_gates(const GateOptions& options) {
@@ -46,10 +54,15 @@ int run_gates(const GateOptions& options) {
   const auto selected = [&](const Case& c) { return (!options.gate || *options.gate == c.gate) && filter.matches(c.id); };
   if (std::none_of(all_cases().begin(), all_cases().end(), selected))
     throw Error(Code::CFG_VALUE, "no gate case matches '" + printable(options.filter) + "'" + (options.gate ? " in gate " + std::to_string(*options.gate) : ""));
+  const auto example = given_example(options);
+  if (example && std::count_if(all_cases().begin(), all_cases().end(), selected) != 1)
+    throw Error(Code::CFG_VALUE, "--example needs a --filter that selects exactly one case");
+  const Waivers waivers = waivers_of(options);
   // Reports are opened first: an hour's run must not end at an unwritable path.
-  std::ofstream report, junit;
+  std::ofstream report, junit, html;
   if (!options.report.empty()) report = open_report(options.report);
   if (!options.junit.empty()) junit = open_report(options.junit);
+  if (!options.html.empty()) html = open_report(options.html);
 
   Run run;
   run.backend = options.backend;
@@ -70,22 +83,31 @@ int run_gates(const GateOptions& options) {
     throw Error(Code::CFG_BACKEND, "backend '" + printable(options.backend) + "' cannot run here: " + printable(run.description.reason));
   run.profiles = choose_profiles(options.profiles, run.description);
 
+  const auto finish = [&](Result& r) {
+    r.repro = repro_line(options.backend, r.gate_case->id, options.seed, r.verdict.example);
+    r.waived = waivers.excuse(r.gate_case->id, r.verdict);
+  };
   for (const Case& c : all_cases()) {
-    Result result{&c, {}, repro_line(options.backend, c.id, options.seed)};
+    Result result{&c, {}, {}, {}};
     if (!selected(c)) {
       result.verdict.status = Status::not_run;
     } else if (const std::string reason = missing(c, run.description); !reason.empty()) {
       result.verdict.status = Status::not_supported;
       result.verdict.message = reason;
     } else {
-      result.verdict = here ? run_here(c, *here, run.description, options.seed) : run_in_child(c, options, run.description);
+      result.verdict = here ? run_here(c, *here, run.description, options.seed, {example, nullptr}) : run_in_child(c, options, run.description);
+      finish(result);
       const bool good = result.verdict.status == Status::pass;
       if (!options.quiet || !good)
         fmt::print(stderr, "{:<13} gate {:>2}  {}{}{}\n", name_of(result.verdict.status), c.gate, c.id,
                    good ? std::string() : "\n    " + printable(result.verdict.message, 2000), good ? std::string() : "\n    " + result.repro);
     }
+    if (result.repro.empty()) finish(result);
     run.results.push_back(std::move(result));
   }
+  for (const Waiver& w : waivers.all())
+    for (const Result& r : run.results)
+      if (r.gate_case->id == w.case_id) run.waivers.push_back(waivers.outcome(w, r.verdict.status));
   judge(run);
   run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
@@ -96,6 +118,10 @@ int run_gates(const GateOptions& options) {
   if (junit.is_open()) {
     write_junit(run, junit);
     close_report(junit, options.junit);
+  }
+  if (html.is_open()) {
+    write_html(report_lines(run), html);
+    close_report(html, options.html);
   }
   if (options.json)
     fmt::print("{}\n", summary_line(run).dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace));

@@ -1,6 +1,9 @@
 // Runs cases in child processes, so that a crash or a hang is a verdict and not the end of the run.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <optional>
 #include <string>
 
 #include "gates/harness/case.hpp"
@@ -11,6 +14,9 @@ namespace squareq::gates {
 /// What describe() says, asked in a child process. Throws Error: CFG_BACKEND and CALL_VERSION as Subject::open does, INTERNAL where the
 /// implementation crashed, hung or answered nonsense.
 Description describe_in_child(const GateOptions& options);
+
+/// The parsed --example of a run, if it has one. Throws CFG_VALUE.
+std::optional<std::map<std::string, std::int64_t>> given_example(const GateOptions& options);
 
 /// One case in a child process that loads the implementation itself: nothing of it ever runs in the parent.
 Verdict run_in_child(const Case& gate_case, const GateOptions& options, const Description& description);

@@ -37,6 +37,7 @@ bool Description::offers(std::string_view need) const {
   if (need.starts_with("operation:")) return operations.contains(tail("operation:"));
   if (need.starts_with("dtype:")) return activation_dtypes.contains(tail("dtype:"));
   if (need.starts_with("format:")) return formats.contains(tail("format:"));
+  if (need.starts_with("device:")) return device == tail("device:");
   return groups.contains(std::string(need));
 }
 

@@ -29,7 +29,7 @@ struct Description {
   std::set<std::string> activation_dtypes;
   std::string json;  ///< as answered
 
-  /// "linear", "operation:quantize", "dtype:bf16", "format:bp8_v2" -> offered or not.
+  /// "linear", "operation:quantize", "dtype:bf16", "format:bp8_v2", "device:cuda" -> offered or not.
   bool offers(std::string_view need) const;
 };
 

@@ -8,8 +8,8 @@
 
 namespace squareq::gates {
 
-Trial::Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id)
-    : subject_(subject), description_(description), seed_(seed), case_id_(std::move(case_id)) {}
+Trial::Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id, ExampleOptions examples)
+    : subject_(subject), description_(description), seed_(seed), case_id_(std::move(case_id)), examples_(std::move(examples)) {}
 
 Trial::~Trial() {
   instances_.clear();
@@ -39,6 +39,11 @@ void Trial::margin(double value) {
   if (!margin_ || value > *margin_ || std::isnan(value)) margin_ = value;
 }
 
+const std::optional<std::map<std::string, std::int64_t>>& Trial::take_example() {
+  example_taken_ = true;
+  return examples_.given;
+}
+
 const std::filesystem::path& Trial::folder() {
   if (folder_.empty()) {
     std::string pattern = (std::filesystem::temp_directory_path() / "squareq-gate-XXXXXX").string();
@@ -58,17 +63,19 @@ void Trial::finish() {
   }
 }
 
-Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed) {
+Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed, const ExampleOptions& examples) {
   Verdict verdict;
   const auto start = std::chrono::steady_clock::now();
   std::optional<double> margin;
   try {
-    Trial trial(subject, description, seed, gate_case.id);
+    Trial trial(subject, description, seed, gate_case.id, examples);
     try {
       gate_case.run(trial);
+      if (trial.example_left()) fail("--example: the case draws no examples");
       trial.finish();
     } catch (...) {
       margin = trial.largest_margin();
+      verdict.example = trial.counterexample();
       throw;
     }
     margin = trial.largest_margin();

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "gates/harness/case.hpp"
@@ -29,10 +32,16 @@ inline void require(bool good, const std::string& text) {
   if (!good) fail(text);
 }
 
+/// What a run may bring to a property: one example to run instead of many, and who is told which example is being run.
+struct ExampleOptions {
+  std::optional<std::map<std::string, std::int64_t>> given;
+  std::function<void(const std::string& example)> note;
+};
+
 /// One run of one case. Lives in the child process that runs it.
 class Trial {
  public:
-  Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id);
+  Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id, ExampleOptions examples = {});
   ~Trial();
   Trial(const Trial&) = delete;
   Trial& operator=(const Trial&) = delete;
@@ -51,6 +60,20 @@ class Trial {
   /// Records error / bound; the report shows the largest. Above 1 the case fails.
   void margin(double value);
   std::optional<double> largest_margin() const { return margin_; }
+  /// Puts another largest margin in place and returns the one before: a property keeps one per example.
+  std::optional<double> exchange_margin(std::optional<double> margin) { return std::exchange(margin_, margin); }
+
+  /// The example that a property must run instead of its own, if one was given.
+  const std::optional<std::map<std::string, std::int64_t>>& take_example();
+  /// Whether a given example found no property to take it.
+  bool example_left() const { return examples_.given && !example_taken_; }
+  /// Tells the parent what is being run, so that a crash can name it.
+  void note_example(const std::string& text) const {
+    if (examples_.note) examples_.note(text);
+  }
+  /// What made a property fail, "m=3,k=17"; empty: nothing did.
+  void counterexample(std::string text) { counterexample_ = std::move(text); }
+  const std::string& counterexample() const { return counterexample_; }
 
   /// An empty folder of this trial, removed at its end.
   const std::filesystem::path& folder();
@@ -63,6 +86,9 @@ class Trial {
   const Description& description_;
   std::uint64_t seed_;
   std::string case_id_;
+  ExampleOptions examples_;
+  bool example_taken_ = false;
+  std::string counterexample_;
   std::optional<double> margin_;
   std::optional<Implementation> reference_implementation_;
   std::vector<std::unique_ptr<Instance>> instances_;
@@ -70,7 +96,7 @@ class Trial {
 };
 
 /// Runs one case in this process and turns every way of ending into a verdict (crashes and hangs excepted).
-Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed);
+Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed, const ExampleOptions& examples = {});
 
 /// Calls `operation(sq_error*)` with every tensor armed. It must return SQ_OK, write all of its outputs and nothing else.
 template <class F>
