@@ -107,12 +107,14 @@ class LayerCheck {
   }
 
  private:
-  void tell(const ManifestLayer& layer, const char* what, const std::string& tensor, const Difference& d, std::uint64_t total, bool column, Report& report) const {
+  void tell(const ManifestLayer& layer, const char* what, const std::string& tensor, const Difference& d, std::uint64_t total, bool column,
+            Report& report) const {
     if (d.count == 0) return;
-    report.add(Code::MD_WEIGHT,
+    report.add(Code::MD_BASE,
                "layer " + in_quotes(layer.canonical_name) + ": " + std::to_string(d.count) + " of " + std::to_string(total) + " " + what +
-                   " are not the checkpoint's; first at row " + std::to_string(d.row) + (column ? ", column " + std::to_string(d.column) : "") + ": " +
-                   number(d.slab) + " in the slab, " + number(d.source) + " from the checkpoint",
+                   " are not the checkpoint's; first at row " + std::to_string(d.row) +
+                   (column ? ", column " + std::to_string(d.column) : "") + ": " + number(d.slab) + " in the slab, " + number(d.source) +
+                   " from the checkpoint",
                check_.slab.paths().slab.string(), layer.canonical_name, tensor);
   }
 
@@ -129,7 +131,9 @@ void check_rest(Check& check, const TensorRecord& mine, const Checkpoint::Tensor
   const SafetensorsFile& companion = check.slab.companion()->file;
   const bool bytes_only = mine.dtype == source.dtype;
   if (!bytes_only && !(is_float(mine.dtype) && is_float(source.dtype))) {
-    report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(mine.name) + " is " + std::string(dtype_name(mine.dtype)) + ", the checkpoint's " + std::string(dtype_name(source.dtype)),
+    report.add(Code::MD_TENSOR,
+               "companion tensor " + in_quotes(mine.name) + " is " + std::string(dtype_name(mine.dtype)) + ", the checkpoint's " +
+                   std::string(dtype_name(source.dtype)),
                companion.path().string(), {}, mine.name);
     check.done += source.bytes;
     return;
@@ -160,9 +164,12 @@ void check_rest(Check& check, const TensorRecord& mine, const Checkpoint::Tensor
     y.resize(dtype_bits(source.dtype) / 8);
     companion.read(mine, element * x.size(), x.data(), x.size());
     check.checkpoint.read(source, element * y.size(), y.data(), y.size());
-    values = ": " + number(load_float(x.data(), mine.dtype, 0)) + " in the companion, " + number(load_float(y.data(), source.dtype, 0)) + " in the checkpoint";
+    values = ": " + number(load_float(x.data(), mine.dtype, 0)) + " in the companion, " + number(load_float(y.data(), source.dtype, 0)) +
+             " in the checkpoint";
   }
-  report.add(Code::MD_WEIGHT, "companion tensor " + in_quotes(mine.name) + " is not the checkpoint's; the first difference is element " + std::to_string(element) + values,
+  report.add(Code::MD_BASE,
+             "companion tensor " + in_quotes(mine.name) + " is not the checkpoint's; the first difference is element " +
+                 std::to_string(element) + values,
              companion.path().string(), {}, mine.name);
 }
 
@@ -183,13 +190,19 @@ std::vector<RestPair> pair_rest(const Slab& slab, const Checkpoint& checkpoint, 
   for (const Checkpoint::Tensor* t : rest_of(checkpoint, slab.manifest())) {
     known.insert(t->name);
     const TensorRecord* mine = companion.header().find(t->name);
-    if (!mine) report.add(Code::MD_TENSOR, "the companion has no tensor " + in_quotes(t->name) + ", which the checkpoint holds", file, {}, t->name);
+    if (!mine)
+      report.add(Code::MD_TENSOR, "the companion has no tensor " + in_quotes(t->name) + ", which the checkpoint holds", file, {}, t->name);
     else if (mine->shape != t->shape)
-      report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t->name) + " is " + text(mine->shape) + ", the checkpoint's " + text(t->shape), file, {}, t->name);
-    else pairs.push_back({mine, t});
+      report.add(Code::MD_TENSOR,
+                 "companion tensor " + in_quotes(t->name) + " is " + text(mine->shape) + ", the checkpoint's " + text(t->shape), file, {},
+                 t->name);
+    else
+      pairs.push_back({mine, t});
   }
   for (const TensorRecord& t : companion.header().tensors)
-    if (!known.contains(t.name)) report.add(Code::MD_TENSOR, "the companion has a tensor " + in_quotes(t.name) + ", which the checkpoint does not hold", file, {}, t.name);
+    if (!known.contains(t.name))
+      report.add(Code::MD_TENSOR, "the companion has a tensor " + in_quotes(t.name) + ", which the checkpoint does not hold", file, {},
+                 t.name);
   return pairs;
 }
 
@@ -208,17 +221,20 @@ void check_topology(const Selection& model, const ParsedManifest& manifest, cons
   const Linears linears = by_name(model);
   for (const ParsedManifest::Layer& layer : manifest.layers) {
     const ManifestLayer& f = layer.fields;
-    if (!layer.has(ParsedManifest::canonical_name) || !layer.has(ParsedManifest::orig_shape) || !layer.has(ParsedManifest::bias_key)) continue;
+    if (!layer.has(ParsedManifest::canonical_name) || !layer.has(ParsedManifest::orig_shape) || !layer.has(ParsedManifest::bias_key))
+      continue;
     const auto at = linears.find(f.canonical_name);
     if (at == linears.end()) {
-      report.add(Code::MD_LAYER, "layer " + in_quotes(f.canonical_name) + " of the slab is no linear layer of the model", file, f.canonical_name);
+      report.add(Code::MD_LAYER, "layer " + in_quotes(f.canonical_name) + " of the slab is no linear layer of the model", file,
+                 f.canonical_name);
       continue;
     }
     const LinearSource& l = *at->second;
     if (l.out() != f.orig_shape[0] || l.in() != f.orig_shape[1] || (l.bias != nullptr) != f.bias_key.has_value())
       report.add(Code::MD_LAYER,
-                 "layer " + in_quotes(f.canonical_name) + " is " + text({f.orig_shape[0], f.orig_shape[1]}) + (f.bias_key ? " with" : " without") +
-                     " bias in the slab and " + text({l.out(), l.in()}) + (l.bias ? " with" : " without") + " bias in the model",
+                 "layer " + in_quotes(f.canonical_name) + " is " + text({f.orig_shape[0], f.orig_shape[1]}) +
+                     (f.bias_key ? " with" : " without") + " bias in the slab and " + text({l.out(), l.in()}) +
+                     (l.bias ? " with" : " without") + " bias in the model",
                  file, f.canonical_name);
   }
 }
@@ -235,7 +251,8 @@ std::vector<const Checkpoint::Tensor*> rest_of(const Checkpoint& checkpoint, con
   return rest;
 }
 
-void compare_with_source(const Slab& slab, const Checkpoint& checkpoint, const Selection& model, const SourceCheckOptions& options, Report& report) {
+void compare_with_source(const Slab& slab, const Checkpoint& checkpoint, const Selection& model, const SourceCheckOptions& options,
+                         Report& report) {
   const Linears linears = by_name(model);
   struct Task {
     std::size_t layer = 0;
@@ -274,8 +291,10 @@ void compare_with_source(const Slab& slab, const Checkpoint& checkpoint, const S
       const std::lock_guard lock(mutex);
       current = t.source ? t.source->name : t.rest.mine->name;
     }
-    if (t.source) checks[worker]->run(t.layer, *t.source, reports[index]);
-    else check_rest(check, *t.rest.mine, *t.rest.source, reports[index]);
+    if (t.source)
+      checks[worker]->run(t.layer, *t.source, reports[index]);
+    else
+      check_rest(check, *t.rest.mine, *t.rest.source, reports[index]);
   };
   const auto tick = [&] {
     if (options.cancelled && *options.cancelled && !check.stop.exchange(true)) interrupted = true;

@@ -54,11 +54,14 @@ std::string owner(const std::string& tensor, std::string_view suffix) {
 
 class Conversion {
  public:
-  Conversion(const Slab& slab, const Architecture& source, const std::string& scheme) : slab_(slab), source_(source), target_(other(scheme)) {}
+  Conversion(const Slab& slab, const Architecture& source, const std::string& scheme)
+      : slab_(slab), source_(source), target_(other(scheme)) {}
 
   SlabAssembly plan() {
     if (signature_of(source_) != slab_.manifest().model_signature)
-      throw Error(Code::MF_SIGNATURE, "the slab's model_signature is " + slab_.manifest().model_signature + "; the linears of its architecture have " + signature_of(source_),
+      throw Error(Code::MF_SIGNATURE,
+                  "the slab's model_signature is " + slab_.manifest().model_signature + "; the linears of its architecture have " +
+                      signature_of(source_),
                   slab_.paths().manifest.string());
     for (const TensorShape& t : source_.diffusers_tensors()) group(t);
     for (const auto& [name, parts] : by_target_) put(name, parts);
@@ -80,7 +83,7 @@ class Conversion {
   /// One diffusers tensor: where it comes from, and where it goes.
   struct Part {
     RowView from, to;
-    std::vector<std::uint64_t> shape;  ///< of the diffusers tensor
+    std::vector<std::uint64_t> shape;         ///< of the diffusers tensor
     const TensorRecord* rest = nullptr;       ///< the companion's tensor, or
     std::optional<std::size_t> weight, bias;  ///< the slab's layer that this is the weight or the bias of
   };
@@ -96,7 +99,8 @@ class Conversion {
   Architecture other(const std::string& scheme) const {
     const std::vector<std::string> known = {"diffusers", source_.native_scheme()};
     if (std::find(known.begin(), known.end(), scheme) == known.end())
-      throw Error(Code::CFG_VALUE, "names '" + printable(scheme) + "' are unknown for " + source_.id() + "; there are diffusers and " + source_.native_scheme());
+      throw Error(Code::CFG_VALUE, "names '" + printable(scheme) + "' are unknown for " + source_.id() + "; there are diffusers and " +
+                                       source_.native_scheme());
     if (scheme == source_.scheme()) throw Error(Code::CFG_VALUE, "the slab has " + scheme + " names already", slab_.paths().slab.string());
     std::vector<TensorShape> tensors;
     if (scheme == "diffusers") {
@@ -128,7 +132,8 @@ class Conversion {
   }
 
   [[noreturn]] void refuse(Code code, const std::string& target, const Part& a, const Part& b, const std::string& what) const {
-    throw Error(code, "'" + a.from.tensor + "' and '" + b.from.tensor + "' become one tensor '" + target + "', but " + what, slab_.paths().slab.string(), {}, a.from.tensor);
+    throw Error(code, "'" + a.from.tensor + "' and '" + b.from.tensor + "' become one tensor '" + target + "', but " + what,
+                slab_.paths().slab.string(), {}, a.from.tensor);
   }
 
   void check_joinable(const std::string& name, const std::vector<Part>& parts) const {
@@ -142,7 +147,8 @@ class Conversion {
         refuse(Code::MD_LAYER, name, a, b,
                "pad_k is " + std::to_string(slab_.layer(*a.weight).pad_k) + " and " + std::to_string(slab_.layer(*b.weight).pad_k));
       if (a.rest && a.rest->dtype != b.rest->dtype)
-        refuse(Code::MD_TENSOR, name, a, b, "they are " + std::string(dtype_name(a.rest->dtype)) + " and " + std::string(dtype_name(b.rest->dtype)));
+        refuse(Code::MD_TENSOR, name, a, b,
+               "they are " + std::string(dtype_name(a.rest->dtype)) + " and " + std::string(dtype_name(b.rest->dtype)));
     }
   }
 
@@ -156,7 +162,8 @@ class Conversion {
     rest_.push_back({name, first.rest->dtype, shape});
     for (const Part& p : parts) {
       const std::uint64_t row = p.rest->bytes() / p.rest->shape[0];
-      for (const Run& r : runs(p.from, p.to)) moves_.push_back({SlabAssembly::Part::companion, p.rest, r.from * row, name, r.to * row, r.rows * row});
+      for (const Run& r : runs(p.from, p.to))
+        moves_.push_back({SlabAssembly::Part::companion, p.rest, r.from * row, name, r.to * row, r.rows * row});
     }
   }
 
@@ -199,11 +206,17 @@ class Conversion {
 AssembleResult convert_slab(const Slab& slab, const std::string& scheme, const SlabPaths& target, const AssembleOptions& options) {
   const std::string file = slab.paths().slab.string();
   if (!slab.companion())
-    throw Error(Code::MD_ARCH, "a bare pair does not say what model it is of: make its companion first (squareq convert SLAB --add-companion --model CHECKPOINT)", file);
+    throw Error(
+        Code::MD_ARCH,
+        "a bare pair does not say what model it is of: make its companion first (squareq convert SLAB --add-companion --model CHECKPOINT)",
+        file);
   const std::optional<Architecture> architecture = slab_architecture(slab);
-  if (!architecture) throw Error(Code::MD_ARCH, "the companion records no architecture (the slab was built by the generic rule): its names have no counterpart", file);
+  if (!architecture)
+    throw Error(Code::MD_ARCH,
+                "the companion records no architecture (the slab was built by the generic rule): its names have no counterpart", file);
   std::error_code ignored;
-  if (std::filesystem::equivalent(slab.paths().slab, target.slab, ignored)) throw Error(Code::CFG_VALUE, "the result would overwrite the slab that it is made from", file);
+  if (std::filesystem::equivalent(slab.paths().slab, target.slab, ignored))
+    throw Error(Code::CFG_VALUE, "the result would overwrite the slab that it is made from", file);
   Report problems;
   for (Problem& p : architecture->check(original_shapes(slab), file)) problems.add(std::move(p));
   problems.throw_first();
@@ -217,7 +230,9 @@ AssembleResult add_companion(const Slab& slab, const std::filesystem::path& sour
   Selection model = select_like(checkpoint, manifest.model_signature);
   Report report;
   if (model.signature != manifest.model_signature)
-    throw Error(Code::MF_SIGNATURE, "the slab is of a model with signature " + manifest.model_signature + "; the checkpoint has " + model.signature, slab.paths().manifest.string());
+    throw Error(Code::MF_SIGNATURE,
+                "the slab is of a model with signature " + manifest.model_signature + "; the checkpoint has " + model.signature,
+                slab.paths().manifest.string());
   ParsedManifest parsed;
   parsed.model_signature = manifest.model_signature;
   for (const ManifestLayer& layer : manifest.layers) parsed.layers.push_back({layer, ~0u});
@@ -242,7 +257,8 @@ AssembleResult add_companion(const Slab& slab, const std::filesystem::path& sour
 
   const std::filesystem::path& path = slab.paths().companion;
   remove_stale_temporaries(path.has_parent_path() ? path.parent_path() : ".", path.filename().string());
-  CompanionWriter companion(path, std::move(tensors), layout, model.architecture ? model.architecture->json(checkpoint.config_json()) : "", source_record(checkpoint, model));
+  CompanionWriter companion(path, std::move(tensors), layout, model.architecture ? model.architecture->json(checkpoint.config_json()) : "",
+                            source_record(checkpoint, model));
   std::vector<std::byte> piece(8u << 20);
   for (const Checkpoint::Tensor* t : rest)
     for (std::uint64_t at = 0; at < t->bytes; at += piece.size()) {

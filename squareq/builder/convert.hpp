@@ -20,7 +20,7 @@ namespace squareq {
 AssembleResult convert_slab(const Slab& slab, const std::string& scheme, const SlabPaths& target, const AssembleOptions& options);
 
 /// Writes the companion of the bare pair `slab` beside it, the same bytes that build() would have written, after comparing every number of
-/// the pair with the checkpoint. Throws CFG_VALUE (there is a companion), MF_SIGNATURE, MD_LAYER, MD_WEIGHT (the checkpoint is not the
+/// the pair with the checkpoint. Throws CFG_VALUE (there is a companion), MF_SIGNATURE, MD_LAYER, MD_BASE (the checkpoint is not the
 /// pair's source: the first finding, and how many more) and the codes of compare_with_source.
 AssembleResult add_companion(const Slab& slab, const std::filesystem::path& checkpoint, const SourceCheckOptions& options);
 

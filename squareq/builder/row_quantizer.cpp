@@ -50,8 +50,8 @@ Context one_thread_context(const Implementation& implementation) {
   return Context(implementation, host);
 }
 
-std::uint64_t RowQuantizer::run(const Checkpoint& checkpoint, const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row,
-                                std::uint64_t rows, const QuantizedRows& out) {
+std::uint64_t RowQuantizer::run(const Checkpoint& checkpoint, const LinearSource& source, const ManifestLayer& layer,
+                                std::uint64_t first_row, std::uint64_t rows, const QuantizedRows& out) {
   const std::uint64_t row_bytes = source.weight->bytes / source.out();
   weights_.resize(rows * row_bytes);
   checkpoint.read(*source.weight, first_row * row_bytes, weights_.data(), weights_.size());

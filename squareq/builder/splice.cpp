@@ -50,7 +50,9 @@ class BlockChoice {
 
  private:
   [[noreturn]] void refuse(const std::string& item, const std::string& why) const {
-    throw Error(Code::CFG_VALUE, "--blocks: " + in_quotes(item) + " " + why + (all_.empty() ? "" : "; the slab's blocks are " + printable(all_.front()) + " to " + printable(all_.back())));
+    throw Error(Code::CFG_VALUE,
+                "--blocks: " + in_quotes(item) + " " + why +
+                    (all_.empty() ? "" : "; the slab's blocks are " + printable(all_.front()) + " to " + printable(all_.back())));
   }
 
   void add(const std::string& item) {
@@ -85,8 +87,8 @@ class BlockChoice {
 };
 
 std::string layer_text(const ManifestLayer& l) {
-  return shape_text(std::vector<std::int64_t>{static_cast<std::int64_t>(l.orig_shape[0]), static_cast<std::int64_t>(l.orig_shape[1])}) + ", pad_k " +
-         std::to_string(l.pad_k) + (l.bias_key ? ", with bias" : ", without bias");
+  return shape_text(std::vector<std::int64_t>{static_cast<std::int64_t>(l.orig_shape[0]), static_cast<std::int64_t>(l.orig_shape[1])}) +
+         ", pad_k " + std::to_string(l.pad_k) + (l.bias_key ? ", with bias" : ", without bias");
 }
 
 void check_layers(const Slab& base, const Slab& other, Report& report) {
@@ -100,25 +102,32 @@ void check_layers(const Slab& base, const Slab& other, Report& report) {
     }
     const ManifestLayer& b = other.layer(*at);
     if (a.orig_shape != b.orig_shape || a.pad_k != b.pad_k || a.bias_key.has_value() != b.bias_key.has_value())
-      report.add(Code::MD_LAYER, "layer " + in_quotes(a.canonical_name) + " is " + layer_text(a) + " here and " + layer_text(b) + " in the other slab", file, a.canonical_name);
+      report.add(Code::MD_LAYER,
+                 "layer " + in_quotes(a.canonical_name) + " is " + layer_text(a) + " here and " + layer_text(b) + " in the other slab",
+                 file, a.canonical_name);
   }
   for (std::size_t i = 0; i < other.layer_count(); ++i)
     if (!base.find_layer(other.layer(i).canonical_name))
-      report.add(Code::MD_LAYER, "layer " + in_quotes(other.layer(i).canonical_name) + " is in the other slab only", file, other.layer(i).canonical_name);
+      report.add(Code::MD_LAYER, "layer " + in_quotes(other.layer(i).canonical_name) + " is in the other slab only", file,
+                 other.layer(i).canonical_name);
 }
 
 void check_companions(const Companion& a, const Companion& b, Report& report) {
   const std::string file = b.file.path().string();
   for (const TensorRecord& t : a.file.header().tensors) {
     const TensorRecord* o = b.file.header().find(t.name);
-    if (!o) report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is not in the other slab's", file, {}, t.name);
+    if (!o)
+      report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is not in the other slab's", file, {}, t.name);
     else if (o->dtype != t.dtype || o->shape != t.shape)
-      report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is " + std::string(dtype_name(t.dtype)) + " of " + std::to_string(t.elements()) + " elements here and " +
-                                      std::string(dtype_name(o->dtype)) + " of " + std::to_string(o->elements()) + " in the other slab's, or has another shape",
+      report.add(Code::MD_TENSOR,
+                 "companion tensor " + in_quotes(t.name) + " is " + std::string(dtype_name(t.dtype)) + " of " +
+                     std::to_string(t.elements()) + " elements here and " + std::string(dtype_name(o->dtype)) + " of " +
+                     std::to_string(o->elements()) + " in the other slab's, or has another shape",
                  file, {}, t.name);
   }
   for (const TensorRecord& t : b.file.header().tensors)
-    if (!a.file.header().find(t.name)) report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is in the other slab's only", file, {}, t.name);
+    if (!a.file.header().find(t.name))
+      report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is in the other slab's only", file, {}, t.name);
 }
 
 void check_match(const Slab& base, const Slab& other) {
@@ -127,14 +136,20 @@ void check_match(const Slab& base, const Slab& other) {
   if (a.model_signature != b.model_signature)
     throw Error(Code::MF_SIGNATURE, "the slabs are of models with signatures " + a.model_signature + " and " + b.model_signature, file);
   if (a.architecture_id != b.architecture_id)
-    throw Error(Code::MF_ARCH, "the slabs have the architecture ids " + in_quotes(a.architecture_id) + " and " + in_quotes(b.architecture_id), file);
+    throw Error(Code::MF_ARCH,
+                "the slabs have the architecture ids " + in_quotes(a.architecture_id) + " and " + in_quotes(b.architecture_id), file);
   if ((base.companion() == nullptr) != (other.companion() == nullptr))
-    throw Error(Code::MD_ARCH, std::string("only ") + (base.companion() ? "the first" : "the other") + " slab has a companion: the unquantized tensors of the blocks would be missing", file);
+    throw Error(Code::MD_ARCH,
+                std::string("only ") + (base.companion() ? "the first" : "the other") +
+                    " slab has a companion: the unquantized tensors of the blocks would be missing",
+                file);
   Report report;
   check_layers(base, other, report);
   if (base.companion()) {
     if (base.companion()->architecture_json != other.companion()->architecture_json)
-      throw Error(Code::MD_ARCH, "the companions record different architectures: " + printable(base.companion()->architecture_json) + " and " + printable(other.companion()->architecture_json),
+      throw Error(Code::MD_ARCH,
+                  "the companions record different architectures: " + printable(base.companion()->architecture_json) + " and " +
+                      printable(other.companion()->architecture_json),
                   other.paths().companion.string());
     check_companions(*base.companion(), *other.companion(), report);
   }
@@ -142,7 +157,9 @@ void check_match(const Slab& base, const Slab& other) {
 }
 
 std::string spliced_source(const Slab& base, const Slab& other, const std::vector<std::string>& blocks) {
-  const auto parse = [](const std::string& text) { return text.empty() ? nlohmann::ordered_json::object() : nlohmann::ordered_json::parse(text); };
+  const auto parse = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json::object() : nlohmann::ordered_json::parse(text);
+  };
   nlohmann::ordered_json record = parse(base.companion()->source_json);
   nlohmann::ordered_json entry = {{"blocks", blocks}, {"id_sha256", other.id_sha256()}, {"source", parse(other.companion()->source_json)}};
   if (!record.contains("spliced") || !record["spliced"].is_array()) record["spliced"] = nlohmann::ordered_json::array();
@@ -152,7 +169,8 @@ std::string spliced_source(const Slab& base, const Slab& other, const std::vecto
 
 }  // namespace
 
-SpliceResult splice_slab(const Slab& base, const Slab& other, const std::string& spec, const SlabPaths& target, const AssembleOptions& options) {
+SpliceResult splice_slab(const Slab& base, const Slab& other, const std::string& spec, const SlabPaths& target,
+                         const AssembleOptions& options) {
   std::error_code ignored;
   for (const Slab* slab : {&base, &other})
     if (fs::equivalent(slab->paths().slab, target.slab, ignored))
@@ -181,7 +199,8 @@ SpliceResult splice_slab(const Slab& base, const Slab& other, const std::string&
       tensors.push_back({t.name, t.dtype, t.shape});
       const bool taken = chosen.contains(blocks.of_tensor(t.name));
       result.companion_tensors += taken;
-      assembly.take(taken ? other : base, SlabAssembly::Part::companion, taken ? *other.companion()->file.header().find(t.name) : t, t.name);
+      assembly.take(taken ? other : base, SlabAssembly::Part::companion, taken ? *other.companion()->file.header().find(t.name) : t,
+                    t.name);
     }
     assembly.with_companion(std::move(tensors), base.companion()->architecture_json, spliced_source(base, other, result.blocks));
   }

@@ -14,7 +14,8 @@ namespace {
 constexpr std::uint64_t piece_bytes = 8u << 20;
 
 std::optional<std::uint64_t> digest_of(const NamedDigests& digests, const std::string& name) {
-  const auto at = std::lower_bound(digests.begin(), digests.end(), name, [](const auto& entry, const std::string& n) { return entry.first < n; });
+  const auto at =
+      std::lower_bound(digests.begin(), digests.end(), name, [](const auto& entry, const std::string& n) { return entry.first < n; });
   if (at == digests.end() || at->first != name) return std::nullopt;
   return at->second;
 }
@@ -77,7 +78,8 @@ class SlabAssembly::Copy {
       const std::uint64_t bytes = std::min(step, total - at);
       file.read(*source.tensor, at, piece.data(), bytes);
       if (expected) hash.update(piece.data(), static_cast<std::size_t>(bytes));
-      if (layer) check_codes(*layer, at / row, bytes / row, reinterpret_cast<const std::int8_t*>(piece.data()), file.path().string(), found);
+      if (layer)
+        check_codes(*layer, at / row, bytes / row, reinterpret_cast<const std::int8_t*>(piece.data()), file.path().string(), found);
       for (const Piece& p : source.pieces) {
         const std::uint64_t begin = std::max(p.from, at), end = std::min(p.from + p.bytes, at + bytes);
         if (begin < end) put(source.part, p.target, p.to + (begin - p.from), piece.data() + (begin - at), end - begin);
@@ -86,14 +88,18 @@ class SlabAssembly::Copy {
     }
     found.throw_first();
     if (expected && hash.digest() != *expected)
-      throw Error(Code::DT_CHECKSUM, "tensor " + in_quotes(name) + " has the checksum " + digest_hex(hash.digest()) + "; the companion says " + digest_hex(*expected),
-                  file.path().string(), layer ? layer->canonical_name : "", name);
+      throw Error(
+          Code::DT_CHECKSUM,
+          "tensor " + in_quotes(name) + " has the checksum " + digest_hex(hash.digest()) + "; the companion says " + digest_hex(*expected),
+          file.path().string(), layer ? layer->canonical_name : "", name);
     file.check_unchanged();
   }
 
   void put(Part part, const std::string& target, std::uint64_t to, const std::byte* data, std::uint64_t bytes) {
-    if (part == Part::slab) slab_.write(target, to, data, bytes);
-    else companion_->write(target, to, data, bytes);
+    if (part == Part::slab)
+      slab_.write(target, to, data, bytes);
+    else
+      companion_->write(target, to, data, bytes);
   }
 
   const SlabAssembly& plan_;
@@ -111,8 +117,8 @@ void SlabAssembly::with_companion(std::vector<TensorSpec> tensors, std::string a
   source_json_ = std::move(source_json);
 }
 
-void SlabAssembly::take(const Slab& slab, Part part, const TensorRecord& source, std::uint64_t from, const std::string& target, std::uint64_t to,
-                        std::uint64_t bytes) {
+void SlabAssembly::take(const Slab& slab, Part part, const TensorRecord& source, std::uint64_t from, const std::string& target,
+                        std::uint64_t to, std::uint64_t bytes) {
   const auto [at, fresh] = by_tensor_.emplace(&source, sources_.size());
   if (fresh) sources_.push_back({&slab, part, &source, {}});
   sources_[at->second].pieces.push_back({from, to, bytes, target});
@@ -144,7 +150,10 @@ void SlabAssembly::check_cover(const FileLayout& slab, const FileLayout* compani
         at = end;
       }
       if (at != t.bytes())
-        throw Error(Code::INTERNAL, "tensor " + in_quotes(t.name) + " of " + std::to_string(t.bytes()) + " bytes is filled up to byte " + std::to_string(at), {}, {}, t.name);
+        throw Error(
+            Code::INTERNAL,
+            "tensor " + in_quotes(t.name) + " of " + std::to_string(t.bytes()) + " bytes is filled up to byte " + std::to_string(at), {},
+            {}, t.name);
     }
   };
   check(Part::slab, slab);
@@ -157,7 +166,8 @@ AssembleResult SlabAssembly::write(const SlabPaths& paths, const AssembleOptions
   const std::string text = manifest_text(manifest_);
   SafetensorsWriter slab(paths.slab, slab_tensors());
   std::unique_ptr<CompanionWriter> companion;
-  if (companion_) companion = std::make_unique<CompanionWriter>(paths.companion, companion_tensors_, slab.layout(), architecture_json_, source_json_);
+  if (companion_)
+    companion = std::make_unique<CompanionWriter>(paths.companion, companion_tensors_, slab.layout(), architecture_json_, source_json_);
   check_cover(slab.layout(), companion ? &companion->file().layout() : nullptr);
 
   Copy(*this, slab, companion.get()).run(options);
@@ -166,7 +176,8 @@ AssembleResult SlabAssembly::write(const SlabPaths& paths, const AssembleOptions
   for (std::size_t i = 0; i < slab.layout().header.tensors.size(); ++i) digests.push_back(slab.digest(i));
   const IntegrityRecord record = make_integrity(slab.layout(), text, digests);
   if (companion) companion->finish(record);
-  AssembleResult result{paths, record.id_sha256, slab.layout().header.file_bytes, companion ? companion->file().layout().header.file_bytes : 0};
+  AssembleResult result{paths, record.id_sha256, slab.layout().header.file_bytes,
+                        companion ? companion->file().layout().header.file_bytes : 0};
   publish_slab(paths, slab, companion.get(), text);
   if (!companion) result.paths.companion.clear();
   return result;

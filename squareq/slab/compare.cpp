@@ -22,8 +22,19 @@ bool is_wide(FileDtype t) { return t == FileDtype::I64 || t == FileDtype::U64; }
 
 bool holds_numbers(FileDtype t) {
   switch (t) {
-    case FileDtype::BOOL: case FileDtype::U8: case FileDtype::I8: case FileDtype::I16: case FileDtype::U16: case FileDtype::F16: case FileDtype::BF16:
-    case FileDtype::I32: case FileDtype::U32: case FileDtype::F32: case FileDtype::F64: case FileDtype::I64: case FileDtype::U64: return true;
+    case FileDtype::BOOL:
+    case FileDtype::U8:
+    case FileDtype::I8:
+    case FileDtype::I16:
+    case FileDtype::U16:
+    case FileDtype::F16:
+    case FileDtype::BF16:
+    case FileDtype::I32:
+    case FileDtype::U32:
+    case FileDtype::F32:
+    case FileDtype::F64:
+    case FileDtype::I64:
+    case FileDtype::U64: return true;
     default: return false;
   }
 }
@@ -37,7 +48,8 @@ Real load(const std::byte* data, FileDtype dtype, std::uint64_t index) {
     return static_cast<Real>(value);
   };
   switch (dtype) {
-    case FileDtype::BOOL: case FileDtype::U8: return get(std::uint8_t{});
+    case FileDtype::BOOL:
+    case FileDtype::U8: return get(std::uint8_t{});
     case FileDtype::I8: return get(std::int8_t{});
     case FileDtype::I16: return get(std::int16_t{});
     case FileDtype::U16: return get(std::uint16_t{});
@@ -135,8 +147,10 @@ void compare_tensor(const Shared& s, const TensorRecord& a, const TensorRecord& 
   out.elements = a.elements();
   if (holds_numbers(a.dtype) && holds_numbers(b.dtype)) {
     out.compared = true;
-    if (is_wide(a.dtype) || is_wide(b.dtype)) compare_numbers<long double>(s, a, b, out);
-    else compare_numbers<double>(s, a, b, out);
+    if (is_wide(a.dtype) || is_wide(b.dtype))
+      compare_numbers<long double>(s, a, b, out);
+    else
+      compare_numbers<double>(s, a, b, out);
     out.same = dtypes_good && out.beyond == 0;
   } else if (a.dtype == b.dtype) {
     compare_bytes(s, a, b, out);
@@ -162,7 +176,8 @@ std::size_t Comparison::differing() const {
 
 Comparison compare_files(const std::filesystem::path& path_a, const std::filesystem::path& path_b, const CompareOptions& options) {
   for (const auto& [name, value] : {std::pair("rtol", options.rtol), std::pair("atol", options.atol)})
-    if (!(value >= 0) || !std::isfinite(value)) throw Error(Code::CFG_VALUE, std::string(name) + " is " + std::to_string(value) + ", expected a number of at least 0");
+    if (!(value >= 0) || !std::isfinite(value))
+      throw Error(Code::CFG_VALUE, std::string(name) + " is " + std::to_string(value) + ", expected a number of at least 0");
   const SafetensorsFile a = SafetensorsFile::open(path_a), b = SafetensorsFile::open(path_b);
 
   Comparison result;

@@ -13,10 +13,10 @@
 namespace squareq {
 
 struct CompareOptions {
-  double rtol = 0, atol = 0;   ///< |a - b| <= atol + rtol |b|; both 0: bit for bit
-  bool any_dtype = false;      ///< numbers of different dtypes may be equal
-  bool common_only = false;    ///< tensors of one file alone are listed, and count as no difference
-  unsigned threads = 0;        ///< 0: all cores
+  double rtol = 0, atol = 0;                     ///< |a - b| <= atol + rtol |b|; both 0: bit for bit
+  bool any_dtype = false;                        ///< numbers of different dtypes may be equal
+  bool common_only = false;                      ///< tensors of one file alone are listed, and count as no difference
+  unsigned threads = 0;                          ///< 0: all cores
   const std::atomic<bool>* cancelled = nullptr;  ///< set: IO_INTERRUPTED
   Progress progress;                             ///< bytes of the first file
 };

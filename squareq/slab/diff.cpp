@@ -39,7 +39,8 @@ struct Rows {
   }
 };
 
-void diff_layer(const Slab& a, std::size_t ia, const Slab& b, std::size_t ib, LayerDiff& out, std::atomic<std::uint64_t>& done, const std::atomic<bool>& stop) {
+void diff_layer(const Slab& a, std::size_t ia, const Slab& b, std::size_t ib, LayerDiff& out, std::atomic<std::uint64_t>& done,
+                const std::atomic<bool>& stop) {
   const std::uint64_t rows = out.shape_a[0], columns = out.shape_a[1];
   const LayerTensors &ta = a.tensors(ia), &tb = b.tensors(ib);
   const std::vector<float> sa = read_floats(a.file(), ta.scale), sb = read_floats(b.file(), tb.scale);
@@ -83,7 +84,8 @@ void diff_layer(const Slab& a, std::size_t ia, const Slab& b, std::size_t ib, La
   out.codes = rows * columns;
   out.relative_l2 = squares == 0 ? 0 : size == 0 ? INFINITY : std::sqrt(squares / size);
   out.compared = true;
-  out.same = out.pad_k_a == out.pad_k_b && out.bias_a == out.bias_b && !out.codes_changed && !out.scales_changed && !out.zero_points_changed && !out.biases_changed;
+  out.same = out.pad_k_a == out.pad_k_b && out.bias_a == out.bias_b && !out.codes_changed && !out.scales_changed &&
+             !out.zero_points_changed && !out.biases_changed;
 }
 
 void add_fields(const Slab& a, const Slab& b, SlabDiff& diff) {
@@ -202,13 +204,17 @@ SlabDiff diff_slabs(const Slab& a, const Slab& b, const DiffOptions& options) {
 
 nlohmann::ordered_json diff_json(const SlabDiff& diff) {
   using Json = nlohmann::ordered_json;
-  Json answer = {{"ok", diff.same()}, {"fields", Json::array()}, {"layers_same", 0}, {"layers", Json::array()}, {"companion_same", 0}, {"companion", Json::array()}};
+  Json answer = {{"ok", diff.same()},       {"fields", Json::array()}, {"layers_same", 0},
+                 {"layers", Json::array()}, {"companion_same", 0},     {"companion", Json::array()}};
   const auto text = [](const std::string& t) { return t.empty() ? Json(nullptr) : Json(printable(t, 4096)); };
-  for (const FieldDiff& f : diff.fields) answer["fields"].push_back({{"name", f.name}, {"a", text(f.a)}, {"b", text(f.b)}, {"counts", f.counts}});
+  for (const FieldDiff& f : diff.fields)
+    answer["fields"].push_back({{"name", f.name}, {"a", text(f.a)}, {"b", text(f.b)}, {"counts", f.counts}});
   std::size_t same = 0;
   for (const LayerDiff& l : diff.layers) {
-    if (l.same) ++same;
-    else answer["layers"].push_back(layer_json(l));
+    if (l.same)
+      ++same;
+    else
+      answer["layers"].push_back(layer_json(l));
   }
   answer["layers_same"] = same;
   Comparison companion;

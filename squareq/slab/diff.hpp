@@ -44,9 +44,9 @@ struct FieldDiff {
 };
 
 struct SlabDiff {
-  std::vector<FieldDiff> fields;           ///< only those that differ
-  std::vector<LayerDiff> layers;           ///< all, by name
-  std::vector<TensorComparison> companion; ///< all tensors of both companions, by name; bit for bit
+  std::vector<FieldDiff> fields;            ///< only those that differ
+  std::vector<LayerDiff> layers;            ///< all, by name
+  std::vector<TensorComparison> companion;  ///< all tensors of both companions, by name; bit for bit
   bool same() const;
 };
 

@@ -176,6 +176,7 @@ ForwardReport run_forward(const ForwardRequest& request) {
   for (const Argument& argument : kArguments)
     if (Tensor& tensor = inputs.model.*argument.member; tensor.defined()) tensor = tensor.to(device);
 
+  if (options.shadow) options.shadow->enter(request.grad ? "the pass (forward and backward)" : "the pass (forward)");
   Outputs outputs = compute(*model, request, inputs, lora);
   write(request.output, outputs);
 

@@ -1,4 +1,5 @@
-// Error bounds, each derived in spec/35-numerics.md. No other number decides whether a result is near enough: the suite and `--shadow` share these.
+// Error bounds, each derived in spec/35-numerics.md. No other number decides whether a result is near enough: the suite and `--shadow`
+// share these.
 #pragma once
 
 #include <cmath>

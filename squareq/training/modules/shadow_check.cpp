@@ -86,7 +86,8 @@ struct Branch {
 };
 
 std::string file_stem(std::string text) {
-  std::replace_if(text.begin(), text.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '_'; }, '-');
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '_'; }, '-');
   return text;
 }
 
@@ -174,7 +175,8 @@ ShadowSummary Shadow::summary() const {
   return summary_;
 }
 
-void Shadow::forward(const LinearCall& call, const sq_weight_ref& weight, const Tensor& x, const LowRank& branch, const ForwardTensors& got) {
+void Shadow::forward(const LinearCall& call, const sq_weight_ref& weight, const Tensor& x, const LowRank& branch,
+                     const ForwardTensors& got) {
   const torch::NoGradGuard no_grad;
   const std::lock_guard lock(mutex_);
   Layer layer(call, weight);
@@ -219,7 +221,8 @@ void Shadow::forward(const LinearCall& call, const sq_weight_ref& weight, const 
     value = value + layer.bias;
     error = error + 3 * u * layer.bias.abs();
   }
-  if (preactivation.defined()) outputs.push_back({"preactivation", got.preactivation, preactivation, rounded_bound(value, error, preactivation)});
+  if (preactivation.defined())
+    outputs.push_back({"preactivation", got.preactivation, preactivation, rounded_bound(value, error, preactivation)});
   if (call.activation == SQ_ACT_NONE)
     outputs.push_back({"y", got.y, y, rounded_bound(value, error, y)});
   else
@@ -228,13 +231,16 @@ void Shadow::forward(const LinearCall& call, const sq_weight_ref& weight, const 
   judge("forward", call, layer, outputs);
 }
 
-void Shadow::backward(const LinearCall& call, const sq_weight_ref& weight, const Tensor& x, const LowRank& branch, const BackwardTensors& got) {
+void Shadow::backward(const LinearCall& call, const sq_weight_ref& weight, const Tensor& x, const LowRank& branch,
+                      const BackwardTensors& got) {
   const torch::NoGradGuard no_grad;
   const std::lock_guard lock(mutex_);
   Layer layer(call, weight);
   const Tensor dy = host_of(got.dy), preactivation = host_of(got.preactivation), h = host_of(got.h), host_x = host_of(x);
   const Tensor a_t = host_of(branch.a_t), b_t = host_of(branch.b_t), own_x = host_of(branch.x);
-  layer.inputs.insert(layer.inputs.end(), {{"dy", dy}, {"preactivation", preactivation}, {"x", host_x}, {"h", h}, {"a_t", a_t}, {"b_t", b_t}, {"x_lora", own_x}});
+  layer.inputs.insert(
+      layer.inputs.end(),
+      {{"dy", dy}, {"preactivation", preactivation}, {"x", host_x}, {"h", h}, {"a_t", a_t}, {"b_t", b_t}, {"x_lora", own_x}});
 
   const Tensor dx = like(got.dx), da_t = like(got.da_t), db_t = like(got.db_t), dx_lora = like(got.dx_lora);
   auto args = sized<sq_linear_backward_args>();
@@ -291,8 +297,9 @@ void Shadow::backward(const LinearCall& call, const sq_weight_ref& weight, const
       dx_value = dx_value + share;
     }
     if (da_t.defined())
-      outputs.push_back({"da_t", got.da_t, da_t,
-                         rounded_bound(low.c * d.t().matmul(low.x), size * (d_error + gamma_of(m + 2) * d_size).t().matmul(low.x.abs()), da_t)});
+      outputs.push_back(
+          {"da_t", got.da_t, da_t,
+           rounded_bound(low.c * d.t().matmul(low.x), size * (d_error + gamma_of(m + 2) * d_size).t().matmul(low.x.abs()), da_t)});
     if (db_t.defined()) {
       const Tensor h_size = low.h.abs() + low.h_error;
       const Tensor error = g_size.t().matmul(low.h_error) + g_error.t().matmul(low.h.abs()) + gamma_of(m + 2) * g_size.t().matmul(h_size);
@@ -323,10 +330,10 @@ void Shadow::judge(const char* pass, const LinearCall& call, const Layer& layer,
     }
     if (!(largest > 1)) continue;
     const std::int64_t columns = o.again.size(1), row = worst / columns, column = worst % columns;
-    std::string message = fmt::format(
-        "{}: {} of layer '{}': {}[{}, {}] is {:.9g} on {} and {:.9g} on {}; they may differ by {:.3g} (margin {:.3g})", where_, pass, call.name,
-        o.name, row, column, got[row][column].item<double>(), call.backend->name, again[row][column].item<double>(), backend_->name,
-        allowed[row][column].item<double>(), largest);
+    std::string message =
+        fmt::format("{}: {} of layer '{}': {}[{}, {}] is {:.9g} on {} and {:.9g} on {}; they may differ by {:.3g} (margin {:.3g})", where_,
+                    pass, call.name, o.name, row, column, got[row][column].item<double>(), call.backend->name,
+                    again[row][column].item<double>(), backend_->name, allowed[row][column].item<double>(), largest);
     if (!options_.dump.empty()) {
       const std::string stem = file_stem(fmt::format("{}.{}.{}", where_, call.name, pass));
       dump(stem, layer, outputs);
@@ -334,7 +341,7 @@ void Shadow::judge(const char* pass, const LinearCall& call, const Layer& layer,
       message += fmt::format("; inputs and outputs: {0}.inputs.safetensors, {0}.backend.safetensors, {0}.shadow.safetensors", place);
     }
     if (!options_.repro.empty()) message += "; repro: " + options_.repro;
-    throw Error(Code::NUM_BOUND, message, {}, call.name, o.name);
+    throw Error(static_cast<Code>(617), message, {}, call.name, o.name);
   }
 }
 
