@@ -21,6 +21,24 @@ Json tensor_json(const TensorRecord& t) { return {{"name", printable(t.name, 512
 
 double megabytes(std::uint64_t bytes) { return static_cast<double>(bytes) * 1e-6; }
 
+/// Rows by the power of two of their scale, as bars of at most 50 characters.
+void tell_scales(const Slab& slab) {
+  ScaleHistogram histogram;
+  for (std::size_t i = 0; i < slab.layer_count(); ++i) histogram.add(layer_scales(slab, i));
+  std::uint64_t most = 1;
+  for (const ScaleHistogram::Bin& bin : histogram.bins) most = std::max(most, bin.rows);
+  fmt::print("\nscales        {} rows, {:.6g} to {:.6g}{}\n", histogram.rows, histogram.min, histogram.max,
+             histogram.floored ? fmt::format(", {} on the floor 1e-8", histogram.floored) : "");
+  for (const ScaleHistogram::Bin& bin : histogram.bins) {
+    const auto length = static_cast<std::size_t>((bin.rows * 50 + most - 1) / most);
+    fmt::print("  [2^{:<4}, 2^{:<4}) {:>10}  {}\n", bin.exponent, bin.exponent + 1, bin.rows, std::string(length, '#'));
+  }
+}
+
+void tell_record(const char* title, const std::string& json) {
+  if (!json.empty()) fmt::print("{:<13} {}\n", title, printable(json, 2000));
+}
+
 void tell_slab(const Slab& slab) {
   const SlabBlocks blocks(slab);
   const Manifest& m = slab.manifest();
@@ -39,24 +57,6 @@ void tell_slab(const Slab& slab) {
   tell_record("source", c.source_json);
   for (const TensorRecord& t : c.file.header().tensors)
     fmt::print("{:<60} {:<8} [{}]\n", printable(t.name, 60), dtype_name(t.dtype), fmt::join(t.shape, ", "));
-}
-
-/// Rows by the power of two of their scale, as bars of at most 50 characters.
-void tell_scales(const Slab& slab) {
-  ScaleHistogram histogram;
-  for (std::size_t i = 0; i < slab.layer_count(); ++i) histogram.add(layer_scales(slab, i));
-  std::uint64_t most = 1;
-  for (const ScaleHistogram::Bin& bin : histogram.bins) most = std::max(most, bin.rows);
-  fmt::print("\nscales        {} rows, {:.6g} to {:.6g}{}\n", histogram.rows, histogram.min, histogram.max,
-             histogram.floored ? fmt::format(", {} on the floor 1e-8", histogram.floored) : "");
-  for (const ScaleHistogram::Bin& bin : histogram.bins) {
-    const auto length = static_cast<std::size_t>((bin.rows * 50 + most - 1) / most);
-    fmt::print("  [2^{:<4}, 2^{:<4}) {:>10}  {}\n", bin.exponent, bin.exponent + 1, bin.rows, std::string(length, '#'));
-  }
-}
-
-void tell_record(const char* title, const std::string& json) {
-  if (!json.empty()) fmt::print("{:<13} {}\n", title, printable(json, 2000));
 }
 
 void inspect_container(const std::filesystem::path& path, bool json) {

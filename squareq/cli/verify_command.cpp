@@ -49,7 +49,13 @@ class ModelCheck {
     Report ignored;  // what keeps a slab from opening is in validate()'s report
     const std::optional<Slab> slab = Slab::open(paths_, {}, ignored);
     if (!slab) return Compared::topology;
-    compare_with_source(*slab, checkpoint_, model_, options, report);
+    try {
+      compare_with_source(*slab, checkpoint_, model_, options, report);
+    } catch (const Error& e) {
+      if (e.code() == Code::IO_INTERRUPTED) throw;
+      report.add(e.problem());  // a checkpoint that no slab can come from, or that cannot be read: one problem among the others
+      return Compared::topology;
+    }
     return Compared::numbers;
   }
 
@@ -81,7 +87,6 @@ Result run(const VerifyFlags& flags, const Common& common) {
     model.emplace(flags.model, paths);
     options.expected_signature = model->signature();
   }
-  const InterruptGuard guard;
   Result result;
   {
     ProgressMeter meter("verify", "B", common.quiet || common.json);
@@ -89,6 +94,7 @@ Result run(const VerifyFlags& flags, const Common& common) {
     result.report = validate(paths, options);
   }
   if (!model) return result;
+  const InterruptGuard guard;
   ProgressMeter meter("against the checkpoint", "B", common.quiet || common.json);
   SourceCheckOptions source;
   source.backend = common.backend == "auto" ? "cpu" : common.backend;  // as `squareq build`

@@ -4,7 +4,8 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cctype>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "squareq/bounds.hpp"
@@ -290,9 +291,8 @@ void Shadow::backward(const LinearCall& call, const sq_weight_ref& weight, const
     const Tensor d = g.matmul(low.b), d_error = (g_error + (gamma_of(n) + operand) * g_size).matmul(low.b.abs());
     const Tensor d_size = d.abs() + d_error;
     const Tensor share = low.c * d.matmul(low.a), share_error = size * (d_error + gamma_of(low.rank + 2) * d_size).matmul(low.a.abs());
-    if (dx_lora.defined()) {
-      outputs.push_back({"dx_lora", got.dx_lora, dx_lora, rounded_bound(share, share_error, dx_lora)});
-    } else if (dx.defined()) {
+    if (dx_lora.defined()) outputs.push_back({"dx_lora", got.dx_lora, dx_lora, rounded_bound(share, share_error, dx_lora)});
+    if (dx.defined() && !own_x.defined()) {  // with an input of its own the branch's share stands apart
       dx_error = dx_error + share_error + 2 * u * (dx_value.abs() + share.abs());
       dx_value = dx_value + share;
     }
