@@ -341,7 +341,7 @@ void Shadow::judge(const char* pass, const LinearCall& call, const Layer& layer,
       message += fmt::format("; inputs and outputs: {0}.inputs.safetensors, {0}.backend.safetensors, {0}.shadow.safetensors", place);
     }
     if (!options_.repro.empty()) message += "; repro: " + options_.repro;
-    throw Error(static_cast<Code>(617), message, {}, call.name, o.name);
+    throw Error(Code::NUM_BOUND, message, {}, call.name, o.name);
   }
 }
 
