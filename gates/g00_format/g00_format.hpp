@@ -29,6 +29,8 @@ std::vector<std::string> problem_codes(const nlohmann::json& answer);
 
 void add_build(Cases& cases);
 void add_cut(Cases& cases);
+void add_companion(Cases& cases);
+void add_reader(Cases& cases);
 void add_validate(Cases& cases);
 
 }  // namespace squareq::gates::g00

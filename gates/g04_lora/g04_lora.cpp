@@ -281,6 +281,45 @@ void run_differential(Trial& trial) {
   against(*mine.db_t, *other.db_t, bounds.db_t);
 }
 
+/// Every subset of the outputs: what is asked for does not depend on what is not.
+void run_subsets(Trial& trial) {
+  Random random = trial.random("data");
+  for (const bool own : {false, true}) {
+    Problem p(4, Layer("subsets", 21, 66, 64, true), SQ_F32);
+    fill(p, random, {.rank = 3});
+    if (own) p.adapter->x_own.emplace("lora x", Role::in, SQ_F32, std::vector<std::int64_t>{4, 66}).fill([&] { return random.normal(); });
+    Guarded dy("dy", Role::in, SQ_F32, {4, 21});
+    dy.fill([&] { return random.normal(); });
+    Instance& instance = trial.instance();
+    const BackwardOutputs all = backward(instance, p, dy, nullptr, nullptr);
+    const DirectWeight direct(p.layer);
+    auto lora = sized<sq_lora>();
+    lora.scaling = p.adapter->scaling;
+    lora.a_t = p.adapter->a_t.tensor();
+    lora.b_t = p.adapter->b_t.tensor();
+    lora.x = own ? p.adapter->x_own->tensor() : nullptr;
+    for (unsigned wanted = 0; wanted < (own ? 16u : 8u); ++wanted) {
+      Guarded dx("dx", Role::out, SQ_F32, {4, 66}), dx_lora("dx_lora", Role::out, SQ_F32, {4, 66}), da("da_t", Role::out, SQ_F32, {3, 66}), db("db_t", Role::out, SQ_F32, {21, 3});
+      auto args = sized<sq_linear_backward_args>();
+      args.weight = direct.ref();
+      args.dy = dy.tensor();
+      args.x = p.x.tensor();
+      args.lora = &lora;
+      args.dx = wanted & 1 ? dx.tensor() : nullptr;
+      args.da_t = wanted & 2 ? da.tensor() : nullptr;
+      args.db_t = wanted & 4 ? db.tensor() : nullptr;
+      args.dx_lora = wanted & 8 ? dx_lora.tensor() : nullptr;
+      call_ok("linear_backward of some outputs", {wanted & 1 ? &dx : nullptr, wanted & 2 ? &da : nullptr, wanted & 4 ? &db : nullptr, wanted & 8 ? &dx_lora : nullptr, &dy, &p.x},
+              [&](sq_error* e) { return instance.linear().linear_backward(instance.get(), &args, e); });
+      const std::string which = "subset " + std::to_string(wanted) + (own ? " with the branch's own x: " : ": ");
+      if (wanted & 1) same_bits(which + "dX", dx, *all.dx);
+      if (wanted & 2) same_bits(which + "dA", da, *all.da_t);
+      if (wanted & 4) same_bits(which + "dB", db, *all.db_t);
+      if (wanted & 8) same_bits(which + "dX of the branch", dx_lora, *all.dx_lora);
+    }
+  }
+}
+
 void run_refusals(Trial& trial) {
   Problem p = golden_problem(SQ_F32);
   Instance& instance = trial.instance();
@@ -321,6 +360,7 @@ void add_g04_lora(Cases& cases) {
   };
   cases.push_back({4, "lora.golden.forward.f32", Kind::vector, {"SQ-LOR-001"}, needs, "alpha instead of alpha/rank, padded columns in A, B transposed", [](Trial& t) { run_golden_forward(t, SQ_F32); }});
   cases.push_back({4, "lora.golden.forward.bf16", Kind::vector, {"SQ-LOR-001"}, with_dtype("bf16"), "output rounded twice", [](Trial& t) { run_golden_forward(t, SQ_BF16); }});
+  cases.push_back({4, "lora.subsets_of_outputs", Kind::property, {"SQ-LIN-013"}, needs, "an output that is needed although nobody asked for it", run_subsets});
   cases.push_back({4, "lora.golden.backward", Kind::vector, {"SQ-LOR-010", "SQ-LOR-011", "SQ-NUM-011"}, needs, "any of the gradients off by a factor or transposed", [](Trial& t) { run_golden_backward(t, false); }});
   cases.push_back({4, "lora.golden.backward_saved_h", Kind::vector, {"SQ-LOR-004", "SQ-LOR-010"}, needs, "saved H ignored or scaled twice", [](Trial& t) { run_golden_backward(t, true); }});
   cases.push_back({4, "lora.accumulate", Kind::property, {"SQ-LOR-012"}, needs, "accumulate ignored, or added where it must overwrite", run_accumulate});

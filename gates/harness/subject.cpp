@@ -67,10 +67,20 @@ Description parse_description(const std::string& answer) {
   return d;
 }
 
-Instance::Instance(const Implementation& implementation, std::uint32_t threads) : meter_(std::make_unique<Meter>()) {
+namespace {
+
+sq_host host_with(std::uint32_t threads) {
   auto host = sized<sq_host>();
   host.threads = threads;
   host.deterministic = 1;
+  return host;
+}
+
+}  // namespace
+
+Instance::Instance(const Implementation& implementation, std::uint32_t threads) : Instance(implementation, host_with(threads)) {}
+
+Instance::Instance(const Implementation& implementation, sq_host host) : meter_(std::make_unique<Meter>()) {
   host.allocator = meter_->table();
   context_.emplace(implementation, host);
 }

@@ -37,12 +37,15 @@ struct Description {
 class Instance {
  public:
   Instance(const Implementation& implementation, std::uint32_t threads);
+  /// With the callbacks of `host`; the allocator is the instance's own.
+  Instance(const Implementation& implementation, sq_host host);
 
   Meter& meter() { return *meter_; }
   const Context& context() const { return *context_; }
   sq_context* get() const { return context_->get(); }
   const sq_linear_group& linear() const { return context_->linear(); }
   const sq_stream_group& stream() const { return context_->stream(); }
+  const sq_telemetry_group& telemetry() const { return context_->telemetry(); }
   /// Destroys the context; the meter stays readable.
   void destroy() { context_.reset(); }
 

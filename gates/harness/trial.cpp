@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -21,6 +23,11 @@ Trial::~Trial() {
 
 Instance& Trial::instance(std::string_view group, std::uint32_t threads) {
   instances_.push_back(std::make_unique<Instance>(subject_.of_group(group), threads));
+  return *instances_.back();
+}
+
+Instance& Trial::instance(std::string_view group, const sq_host& host) {
+  instances_.push_back(std::make_unique<Instance>(subject_.of_group(group), host));
   return *instances_.back();
 }
 
@@ -60,6 +67,23 @@ void Trial::finish() {
     Meter& meter = instance->meter();
     if (const std::string misuse = meter.misuse(); !misuse.empty()) fail("allocator of '" + name + "': " + misuse);
     if (meter.held() != 0) fail("'" + name + "' still holds " + std::to_string(meter.held()) + " bytes after destroy");
+  }
+}
+
+void must_name(const std::string& what, const sq_error& error, const std::vector<std::string_view>& words) {
+  const auto lower = [](std::string text) {
+    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return text;
+  };
+  const std::string told = lower(std::string(error.message) + " | " + error.layer + " | " + error.tensor + " | " + error.file);
+  for (const std::string_view word : words) {
+    bool found = false;
+    for (std::size_t from = 0; from <= word.size();) {
+      const std::size_t to = std::min(word.find('|', from), word.size());
+      found = found || told.find(lower(std::string(word.substr(from, to - from)))) != std::string::npos;
+      from = to + 1;
+    }
+    require(found, what + ": the error does not name '" + std::string(word) + "': " + error.message);
   }
 }
 

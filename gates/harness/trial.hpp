@@ -51,6 +51,8 @@ class Trial {
 
   /// A new instance of the table that serves `group`; lives until the trial ends.
   Instance& instance(std::string_view group = "linear", std::uint32_t threads = 2);
+  /// The same with the callbacks of `host`.
+  Instance& instance(std::string_view group, const sq_host& host);
   /// An instance of our reference backend, for differential cases.
   Instance& reference();
 
@@ -111,9 +113,9 @@ void call_ok(const std::string& what, std::initializer_list<Guarded*> tensors, F
       if (const std::string damage = t->damage_after_success(); !damage.empty()) fail(what + ": " + damage);
 }
 
-/// The same call must be refused with one of `codes`, with a message, and must change nothing.
+/// The same call must be refused with one of `codes`, with a message, and must change nothing. Returns the error record.
 template <class F>
-void call_refused(const std::string& what, std::initializer_list<Code> codes, std::initializer_list<Guarded*> tensors, F&& operation) {
+sq_error call_refused(const std::string& what, const std::vector<Code>& codes, std::initializer_list<Guarded*> tensors, F&& operation) {
   for (Guarded* t : tensors)
     if (t) t->arm();
   sq_error e = make_error();
@@ -131,6 +133,10 @@ void call_refused(const std::string& what, std::initializer_list<Code> codes, st
   for (Guarded* t : tensors)
     if (t)
       if (const std::string damage = t->damage_after_refusal(); !damage.empty()) fail(what + ": " + damage);
+  return e;
 }
+
+/// The error names every one of `words` in its message, layer, tensor or file. A word may offer spellings: "f16|float16". Case is ignored.
+void must_name(const std::string& what, const sq_error& error, const std::vector<std::string_view>& words);
 
 }  // namespace squareq::gates

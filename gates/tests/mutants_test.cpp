@@ -90,7 +90,7 @@ TEST(mutants, every_gate_kills_one) {
   for (const Mutant& m : all_mutants())
     for (const Case& c : all_cases())
       if (c.id == m.killer) gates.insert(c.gate);
-  EXPECT_EQ(gates, (std::set<int>{0, 2, 3, 4, 5, 9}));
+  for (int gate = 0; gate < 16; ++gate) EXPECT_TRUE(gates.contains(gate)) << "no mutant is killed by gate " << gate;
 }
 
 /// Whole runs: an implementation that does nothing is not conformant, whether it claims everything or says nothing (SQ-CNF-023, SQ-CNF-025).
@@ -110,7 +110,7 @@ TEST(mutants, mutant_null_passes_no_profile_it_insists_on) {
   EXPECT_EQ(run_gates(options), 1);
 }
 
-TEST(mutants, unknown_backend_is_wrong_usage) {  // SQ-CNF-027
+TEST(mutants, unknown_backend_is_wrong_usage) {  // SQ-CNF-027, SQ-ERR-006
   GateOptions options;
   options.backend = "no_such_backend";
   try {

@@ -1,0 +1,12 @@
+// Gate 15: what a pass reports, and the numeric guard.
+#pragma once
+
+#include "gates/harness/registry.hpp"
+#include "gates/harness/trial.hpp"
+
+namespace squareq::gates::g15 {
+
+void add_counters(Cases& cases);
+void add_guard(Cases& cases);
+
+}  // namespace squareq::gates::g15
