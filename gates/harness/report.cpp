@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <ostream>
+#include <set>
 
 #include "gates/harness/registry.hpp"
 #include "squareq/text.hpp"
@@ -63,18 +65,26 @@ ordered_json margin_json(const Verdict& v) {
 
 void judge(Run& run) {
   std::map<std::string, Status> status;
+  std::set<std::string> unseen;  // through an adapter
   int ran = 0;
   bool all_acceptable = true;
   for (const Result& r : run.results) {
     status[r.gate_case->id] = r.verdict.status;
     if (r.verdict.status == Status::pass) ++ran;
     if (bad(r.verdict.status)) all_acceptable = false;
+    const auto& needs = r.gate_case->needs;
+    if (run.adapter && std::find(needs.begin(), needs.end(), "in_process") != needs.end()) unseen.insert(r.gate_case->id);
   }
   run.unmet.clear();
+  run.not_judged.clear();
   for (const Profile& p : run.profiles)
     for (const std::string& id : p.mandatory) {
       const Status s = status.contains(id) ? status.at(id) : Status::not_run;
       if (run.partial && s == Status::not_run) continue;
+      if (unseen.contains(id)) {
+        run.not_judged.push_back({p.name, id, s});
+        continue;
+      }
       if (!acceptable(s)) run.unmet.push_back({p.name, id, s});
     }
   // No profile, or nothing passed: an implementation that offers nothing must not look like one that does everything right.
@@ -102,13 +112,16 @@ ordered_json summary_line(const Run& run) {
   for (const Status s : all_statuses) counts[std::string(name_of(s))] = by_status.contains(s) ? by_status.at(s) : 0;
   ordered_json profiles = ordered_json::array();
   for (const Profile& p : run.profiles) profiles.push_back(p.name);
-  ordered_json unmet = ordered_json::array();
-  for (const Unmet& u : run.unmet) unmet.push_back({{"profile", u.profile}, {"case", u.case_id}, {"status", name_of(u.status)}});
+  const auto demands = [](const std::vector<Unmet>& list) {
+    ordered_json out = ordered_json::array();
+    for (const Unmet& u : list) out.push_back({{"profile", u.profile}, {"case", u.case_id}, {"status", name_of(u.status)}});
+    return out;
+  };
   ordered_json description = ordered_json::parse(run.description.json, nullptr, false);
   if (description.is_discarded()) description = nullptr;
   return {{"summary", true},         {"backend", run.backend},   {"implementation", run.description.name}, {"version", run.description.version},
           {"profiles", profiles},    {"partial", run.partial},   {"conformant", run.conformant},           {"good", run.good},
-          {"counts", counts},        {"unmet", unmet},           {"seed", run.seed},                       {"seconds", run.seconds},
+          {"counts", counts},        {"unmet", demands(run.unmet)}, {"not_judged", demands(run.not_judged)}, {"adapter", run.adapter}, {"seed", run.seed},                       {"seconds", run.seconds},
           {"describe", description}};
 }
 
@@ -169,16 +182,17 @@ std::string summary_table(const Run& run) {
   for (const Profile& p : run.profiles) profiles += (profiles.empty() ? "" : ", ") + p.name;
   for (const Unmet& u : run.unmet) out += fmt::format("unmet: profile {} demands {}: {}\n", u.profile, u.case_id, name_of(u.status));
   if (run.profiles.empty()) out += "no profile applies: the implementation describes none of the groups that one needs\n";
-  const char* verdict = run.partial ? (run.good ? "partial run, no failure" : "partial run, NOT good") : run.conformant ? "CONFORMANT" : "NOT CONFORMANT";
+  for (const Unmet& u : run.not_judged) out += fmt::format("not judged through an adapter: profile {} demands {}\n", u.profile, u.case_id);
+  const char* verdict = run.partial ? (run.good ? "partial run, no failure" : "partial run, NOT good") : run.conformant ? (run.not_judged.empty() ? "CONFORMANT" : "CONFORMANT in what an adapter shows") : "NOT CONFORMANT";
   out += fmt::format("{} {} ({}): {}   profiles: {}   seed {}   {:.1f} s\n", printable(run.description.name), printable(run.description.version), printable(run.backend),
                      verdict, profiles.empty() ? "none" : profiles, run.seed, run.seconds);
   return out;
 }
 
-std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed) {
+std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, bool adapter) {
   std::string pattern = "^";
   for (const char c : case_id) pattern += c == '.' ? std::string("\\.") : std::string(1, c);
-  return "squareq gates --backend " + quote(backend) + " --filter " + quote(pattern + "$") + " --seed " + std::to_string(seed);
+  return std::string("squareq gates ") + (adapter ? "--adapter " : "--backend ") + quote(backend) + " --filter " + quote(pattern + "$") + " --seed " + std::to_string(seed);
 }
 
 }  // namespace squareq::gates

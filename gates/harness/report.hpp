@@ -25,11 +25,13 @@ struct Unmet {
 };
 
 struct Run {
-  std::string backend;  ///< as given
+  std::string backend;  ///< as given; an adapter's command line where `adapter`
+  bool adapter = false; ///< out of process: what only the process shows is not judged
   Description description;
   std::vector<Profile> profiles;
   std::vector<Result> results;  ///< every case of the suite; those outside a partial run are not_run
   std::vector<Unmet> unmet;
+  std::vector<Unmet> not_judged;  ///< demands that cannot be seen through an adapter (SQ-ADP-050)
   std::uint64_t seed = 1;
   bool partial = false;     ///< --filter or --gate
   bool conformant = false;  ///< never true for a partial run
@@ -47,7 +49,7 @@ void write_junit(const Run& run, std::ostream& out);
 /// Cases per gate and status, the unmet demands, the verdict.
 std::string summary_table(const Run& run);
 
-/// `squareq gates ...` for one case, quoted for a POSIX shell.
-std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed);
+/// `squareq gates ...` for one case, quoted for a POSIX shell; `backend` is a command line where `adapter`.
+std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, bool adapter = false);
 
 }  // namespace squareq::gates
