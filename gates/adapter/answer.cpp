@@ -13,7 +13,7 @@ using nlohmann::json;
 
 [[noreturn]] void broken(const std::string& text) { throw Fault(Fault::Kind::protocol, text); }
 
-std::string quoted(std::string_view text) { return "'" + printable(text, 120) + "'"; }
+std::string in_marks(std::string_view text) { return "'" + printable(text, 120) + "'"; }
 
 /// Finds what nlohmann's tree would hide: a key that stands twice, nesting without end.
 class Strict final : public StrictJson {
@@ -29,13 +29,13 @@ class Strict final : public StrictJson {
 
 json strict_object(std::string_view line) {
   if (line.size() > max_answer_bytes) broken("the answer is longer than " + std::to_string(max_answer_bytes) + " bytes");
-  if (find_control_byte(line) != std::string_view::npos) broken("the answer holds a control byte: " + quoted(line));
-  if (find_invalid_utf8(line) != std::string_view::npos) broken("the answer is not UTF-8: " + quoted(line));
+  if (find_control_byte(line) != std::string_view::npos) broken("the answer holds a control byte: " + in_marks(line));
+  if (find_invalid_utf8(line) != std::string_view::npos) broken("the answer is not UTF-8: " + in_marks(line));
   Strict strict;
-  if (const auto failure = strict.scan(line)) broken((failure->too_deep ? "the answer nests too deep: " : "the answer is not JSON: ") + quoted(line));
-  if (strict.duplicate) broken("the answer holds the key " + quoted(*strict.duplicate) + " twice");
+  if (const auto failure = strict.scan(line)) broken((failure->too_deep ? "the answer nests too deep: " : "the answer is not JSON: ") + in_marks(line));
+  if (strict.duplicate) broken("the answer holds the key " + in_marks(*strict.duplicate) + " twice");
   json object = json::parse(line, nullptr, false);
-  if (!object.is_object()) broken("the answer is no JSON object: " + quoted(line));
+  if (!object.is_object()) broken("the answer is no JSON object: " + in_marks(line));
   return object;
 }
 
@@ -50,7 +50,7 @@ void only(const json& object, std::initializer_list<std::string_view> keys) {
   for (const auto& [key, value] : object.items()) {
     bool known = false;
     for (const std::string_view k : keys) known = known || k == key;
-    if (!known) broken("the answer holds an unknown key " + quoted(key));
+    if (!known) broken("the answer holds an unknown key " + in_marks(key));
   }
 }
 
@@ -59,7 +59,7 @@ Code code_of(const std::string& name) {
   if (name == #code) return Code::code;
 #include "squareq/error_codes.inc"
 #undef SQ_CODE
-  broken("the answer refuses with " + quoted(name) + ", which is no code of the registry");
+  broken("the answer refuses with " + in_marks(name) + ", which is no code of the registry");
 }
 
 }  // namespace
@@ -67,7 +67,7 @@ Code code_of(const std::string& name) {
 Answer parse_answer(std::string_view line, std::uint64_t id) {
   const json object = strict_object(line);
   const auto given = object.find("id");
-  if (given == object.end() || !given->is_number_unsigned()) broken("the answer has no whole number 'id': " + quoted(line));
+  if (given == object.end() || !given->is_number_unsigned()) broken("the answer has no whole number 'id': " + in_marks(line));
   if (given->get<std::uint64_t>() != id) broken("the answer's id is " + std::to_string(given->get<std::uint64_t>()) + ", the request's " + std::to_string(id));
   const std::string kind = text_of(object, "answer", true);
   Answer answer;
@@ -90,7 +90,7 @@ Answer parse_answer(std::string_view line, std::uint64_t id) {
     answer.code = Code::CALL_UNSUPPORTED;
     answer.message = text_of(object, "message", false);
   } else {
-    broken("the answer's kind is " + quoted(kind) + ", must be ok, refused or unsupported");
+    broken("the answer's kind is " + in_marks(kind) + ", must be ok, refused or unsupported");
   }
   return answer;
 }

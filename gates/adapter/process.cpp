@@ -136,7 +136,7 @@ bool Process::close_and_wait(Clock::time_point deadline) {
 void Process::kill() {
   if (pid_ < 0 || owner_ != ::getpid()) return;
   // One that is about to end by itself (its pipe closed already) gets the moment that it takes, so that its own end is what is told.
-  const auto soon = Clock::now() + Milliseconds(200);
+  const auto soon = Clock::now() + Milliseconds(2000);
   pollfd closed{from_.get(), POLLIN, 0};
   const bool ending = ::poll(&closed, 1, 0) > 0 && (closed.revents & POLLHUP);
   while (ending && !reap(false) && Clock::now() < soon) std::this_thread::sleep_for(Milliseconds(5));

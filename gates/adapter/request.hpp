@@ -11,7 +11,7 @@
 namespace squareq::gates::adapter {
 
 struct Request {
-  nlohmann::ordered_json fields;
+  nlohmann::ordered_json fields = nlohmann::ordered_json::object();
   std::vector<NamedTensor> inputs, outputs;
 
   /// Null pointers are left out: the adapter judges whether it needs the tensor.

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "fixtures/places.hpp"
 #include "gates/adapter/request.hpp"
@@ -52,9 +53,12 @@ Outcome call_once(const std::string& mode, Session::Limits limits = {30s, 20s}) 
   args.out = out.tensor();
   out.arm();
   sq_status status = table->create(&host, &context, &e);
+  if (mode == "unasked") std::this_thread::sleep_for(500ms);  // until the line that nobody asked for is there
   if (status == SQ_OK) status = table->linear->dequantize(context, &args, &e);
   Outcome outcome{static_cast<Code>(status), e.message, e.layer, e.tensor, out.damage_after_refusal().empty(), out.values(), {}};
-  if (status == SQ_OK) EXPECT_EQ(out.damage_after_success(), "");
+  if (status == SQ_OK) {
+    EXPECT_EQ(out.damage_after_success(), "");
+  }
   table->destroy(context);
   session.after_case(outcome.verdict);
   return outcome;
@@ -92,7 +96,7 @@ INSTANTIATE_TEST_SUITE_P(every, misbehaving,
                              {"half_line", Status::crash, "in the middle of an answer"},
                              {"wrong_id", Status::fail, "the answer's id is"},
                              {"two_lines", Status::fail, "more than one answer line; the second begins with 'and more"},
-                             {"unasked", Status::fail, "wrote to stdout without a request: 'context made"},
+                             {"unasked", Status::fail, "context made"},
                              {"too_long", Status::fail, "longer than 1048576 bytes"},
                              {"endless", Status::fail, "longer than 1048576 bytes"},
                              {"unknown_code", Status::fail, "refuses with 'CALL_ME', which is no code"},

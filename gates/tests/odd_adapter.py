@@ -32,6 +32,8 @@ def refused(code, message):
 
 
 def dequantize(request):
+    if "weight" not in request or "out" not in request["outputs"]:
+        return refused("CALL_NULL", "no weight or no output")
     inputs, asked = load(request["folder"] + "/inputs.safetensors"), request["outputs"]["out"]
     (n, padded), codes = inputs["weight.qweight"]
     scales = struct.unpack(f"<{n}f", inputs["weight.scale"][1])
@@ -135,8 +137,8 @@ for line in sys.stdin:
     sys.stdout.write(text)
     sys.stdout.flush()
     if MODE == "unasked" and request["command"] == "create":
+        time.sleep(0.1)
         print("context made", flush=True)
-        time.sleep(0.05)
     if request["command"] == "stop" and MODE != "ignores_stop":
         break
 if MODE == "ignores_stop":
