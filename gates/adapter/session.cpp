@@ -208,6 +208,7 @@ std::string Session::post_mortem() {
   if (process_) {
     process_->kill();
     text = "; its process " + process_->end();
+    process_.reset();
   }
   const std::string tail = stderr_tail();
   return text + (tail.empty() ? "; its stderr is empty" : "; its stderr ends with: " + printable(tail, 1500));

@@ -8,6 +8,7 @@
 #include "gates/gates.hpp"
 #include "squareq/builder/format_group.hpp"
 #include "squareq/cli/command.hpp"
+#include "squareq/error.hpp"
 #ifdef SQUAREQ_WITH_TORCH
 #include "squareq/training/modules/module_group.hpp"
 #endif
