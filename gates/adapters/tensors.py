@@ -57,7 +57,8 @@ class Call:
     def answer(self, **outputs):
         for name in self.wanted:
             need(outputs.get(name) is not None, "CALL_UNSUPPORTED", name, "is asked for and not offered")
-        save_file({n: outputs[n].to(DTYPES[a["dtype"]]).contiguous() for n, a in self.wanted.items()}, self.folder / "outputs.safetensors")
+        # Copies: two outputs may be one tensor (y and its pre-activation without an activation), which save_file refuses.
+        save_file({n: outputs[n].to(DTYPES[a["dtype"]]).clone(memory_format=torch.contiguous_format) for n, a in self.wanted.items()}, self.folder / "outputs.safetensors")
 
 
 class Weight:
