@@ -15,6 +15,8 @@ namespace squareq::gates {
 struct GateOptions {
   /// Name of one of our backends (found as find_backend() does) or a path to any shared library with the contract's entry point.
   std::string backend = "cpu";
+  /// A shell command line that speaks spec/95-adapter-protocol.md on stdin and stdout; empty: none. Takes the place of `backend`.
+  std::string adapter;
   /// The groups of our own library that no backend file offers; used where `backend` is a name, never beside a foreign file.
   const sq_implementation* format = nullptr;
   const sq_implementation* module = nullptr;
@@ -49,6 +51,11 @@ int run_gates(const GateOptions& options);
 /// Writes the page of a finished run from the file that --report wrote. Throws CFG_JSON, CFG_TYPE or CFG_VALUE (the file is no such
 /// report, or one without its summary) and IO_*.
 void write_html_of_report(const std::filesystem::path& report, const std::filesystem::path& html);
+
+/// `squareq gates --adapter CMD --smoke`: each rule of the adapter protocol checked with a few calls, one line per rule on stdout (or with `json` one
+/// object), so that a broken adapter is told from an implementation with wrong numbers. Returns 0 when every rule is kept and the numbers are
+/// right, else 1. Throws Error(IO_*) where no process can be started.
+int smoke_adapter(const std::string& command, bool json);
 
 /// Prints every case with its requirement ids: one line each, or with `json` one JSON array. Returns 0.
 int list_cases(bool json);

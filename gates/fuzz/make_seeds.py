@@ -1,7 +1,7 @@
 """Writes the seeds and the dictionaries of the fuzz targets: seeds/TARGET/*, slab.dict, training.dict.
 
 usage: make_seeds.py [FOLDER]     (default: the folder of this script)
-One seed per check, made by breaking a small good file: headers, manifests, pairs of both, LoRA files, run configurations.
+One seed per check, made by breaking a small good file: headers, manifests, pairs of both, LoRA files, run configurations, answers of an adapter.
 """
 
 import hashlib
@@ -187,7 +187,19 @@ CONFIGS = {
     "range": b'{"optimizer":{"lr":1e400}}', "control": b'{"lora":{"r\\u001b[2Jank":1}}', "half": run()[:40], "null_section": b'{"model":null}',
 }
 
-for kind, seeds in (("header", HEADERS), ("manifest", MANIFESTS), ("pair", PAIRS), ("lora", LORAS), ("config", CONFIGS)):
+OK = '{"id":7,"answer":"ok"}'
+FILE = st('{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}', 16)
+
+# A line, a newline, and the output file.
+ANSWERS = {
+    "ok": OK.encode(), "result": b'{"id":7,"answer":"ok","result":{"context":3}}', "refused": b'{"id":7,"answer":"refused","code":"CALL_SHAPE","message":"m","layer":"l","tensor":"t"}',
+    "unsupported": b'{"id":7,"answer":"unsupported","message":"m"}', "wrong_id": b'{"id":8,"answer":"ok"}', "twice": b'{"id":7,"answer":"ok","answer":"ok"}', "array": b"[7]",
+    "code": b'{"id":7,"answer":"refused","code":"OK","message":""}', "deep": ('{"id":7,"answer":"ok","result":' + "[" * 70 + "]" * 70 + "}").encode(), "utf8": b'{"id":7,"answer":"\xc0\xaf"}',
+    "file": OK.encode() + b"\n" + FILE, "file_cut": OK.encode() + b"\n" + FILE[:-1], "file_dtype": OK.encode() + b"\n" + FILE.replace(b"F32", b"I32"),
+    "file_shape": OK.encode() + b"\n" + FILE.replace(b"[2,2]", b"[4,1]"), "file_name": OK.encode() + b"\n" + FILE.replace(b'"a"', b'"b"'), "file_empty": OK.encode() + b"\n",
+}
+
+for kind, seeds in (("header", HEADERS), ("manifest", MANIFESTS), ("pair", PAIRS), ("lora", LORAS), ("config", CONFIGS), ("adapter", ANSWERS)):
     folder = out / "seeds" / kind
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in seeds.items():

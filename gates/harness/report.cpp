@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <ostream>
+#include <set>
 
 #include "gates/harness/registry.hpp"
 #include "squareq/text.hpp"
@@ -69,14 +71,18 @@ ordered_json margin_json(const Verdict& v) {
 
 void judge(Run& run) {
   std::map<std::string, Status> status;
+  std::set<std::string> unseen;  // through an adapter
   int ran = 0;
   bool all_acceptable = true;
   for (const Result& r : run.results) {
     status[r.gate_case->id] = r.verdict.status;
     if (r.verdict.status == Status::pass) ++ran;
     if (bad(r.verdict.status)) all_acceptable = false;
+    const auto& needs = r.gate_case->needs;
+    if (run.adapter && std::find(needs.begin(), needs.end(), "in_process") != needs.end()) unseen.insert(r.gate_case->id);
   }
   run.unmet.clear();
+  run.not_judged.clear();
   for (const Profile& p : run.profiles) {
     // Insisting on a profile does not make an implementation one for its device: needs that no case stands for are demands too.
     for (const std::string& need : p.needs)
@@ -84,6 +90,10 @@ void judge(Run& run) {
     for (const std::string& id : p.mandatory) {
       const Status s = status.contains(id) ? status.at(id) : Status::not_run;
       if (run.partial && s == Status::not_run) continue;
+      if (unseen.contains(id)) {
+        run.not_judged.push_back({p.name, id, s});
+        continue;
+      }
       if (!acceptable(s)) run.unmet.push_back({p.name, id, s});
     }
   }
@@ -119,8 +129,11 @@ ordered_json summary_line(const Run& run) {
   for (const Status s : all_statuses) counts[std::string(name_of(s))] = by_status.contains(s) ? by_status.at(s) : 0;
   ordered_json profiles = ordered_json::array();
   for (const Profile& p : run.profiles) profiles.push_back(p.name);
-  ordered_json unmet = ordered_json::array();
-  for (const Unmet& u : run.unmet) unmet.push_back({{"profile", u.profile}, {"case", u.case_id}, {"status", name_of(u.status)}});
+  const auto demands = [](const std::vector<Unmet>& list) {
+    ordered_json out = ordered_json::array();
+    for (const Unmet& u : list) out.push_back({{"profile", u.profile}, {"case", u.case_id}, {"status", name_of(u.status)}});
+    return out;
+  };
   ordered_json waivers = ordered_json::array();
   for (const WaiverOutcome& w : run.waivers) {
     waivers.push_back(waiver_json(w.waiver));
@@ -130,7 +143,7 @@ ordered_json summary_line(const Run& run) {
   if (description.is_discarded()) description = nullptr;
   return {{"summary", true},         {"backend", run.backend},   {"implementation", run.description.name}, {"version", run.description.version},
           {"profiles", profiles},    {"partial", run.partial},   {"conformant", run.conformant},           {"good", run.good},
-          {"counts", counts},        {"unmet", unmet},           {"seed", run.seed},                       {"seconds", run.seconds},
+          {"counts", counts},        {"unmet", demands(run.unmet)}, {"not_judged", demands(run.not_judged)}, {"adapter", run.adapter}, {"seed", run.seed},                       {"seconds", run.seconds},
           {"waivers", waivers},      {"describe", description}};
 }
 
@@ -204,7 +217,8 @@ std::string summary_table(const Run& run) {
     if (w.state == WaiverOutcome::State::unneeded) out += fmt::format("waiver to be removed, the case passes: {}\n", what);
   }
   if (run.profiles.empty()) out += "no profile applies: the implementation describes none of the groups that one needs\n";
-  const char* verdict = run.partial ? (run.good ? "partial run, no failure" : "partial run, NOT good") : run.conformant ? "CONFORMANT" : "NOT CONFORMANT";
+  for (const Unmet& u : run.not_judged) out += fmt::format("not judged through an adapter: profile {} demands {}\n", u.profile, u.case_id);
+  const char* verdict = run.partial ? (run.good ? "partial run, no failure" : "partial run, NOT good") : run.conformant ? (run.not_judged.empty() ? "CONFORMANT" : "CONFORMANT in what an adapter shows") : "NOT CONFORMANT";
   out += fmt::format("{} {} ({}): {}   profiles: {}   seed {}   {:.1f} s\n", printable(run.description.name), printable(run.description.version), printable(run.backend),
                      verdict, profiles.empty() ? "none" : profiles, run.seed, run.seconds);
   return out;
@@ -217,7 +231,9 @@ std::string verdict_sentence(const ordered_json& summary) {
   for (const ordered_json& p : summary.at("profiles")) profiles += (profiles.empty() ? "" : ", ") + p.get<std::string>();
   const std::string of_profiles = fmt::format("the profile{} {}", summary.at("profiles").size() == 1 ? "" : "s", profiles);
   std::string excused;
-  if (n("waived")) excused = fmt::format(" {} {} excused by a waiver.", n("waived"), n("waived") == 1 ? "case is" : "cases are");
+  if (const std::size_t unseen = summary.contains("not_judged") ? summary.at("not_judged").size() : 0; unseen > 0)
+    excused += fmt::format(" {} demand{} cannot be judged through an adapter.", unseen, unseen == 1 ? "" : "s");
+  if (n("waived")) excused += fmt::format(" {} {} excused by a waiver.", n("waived"), n("waived") == 1 ? "case is" : "cases are");
   if (summary.at("conformant").get<bool>()) return fmt::format("Conformant: every case that {} demand{} passed or is waived, and nothing else that was offered failed.{}", of_profiles, summary.at("profiles").size() == 1 ? "s" : "", excused);
   std::string faults;
   const std::pair<const char*, const char*> words[] = {{"fail", "failed"}, {"mistrusted", "gave a result too trivial to trust"}, {"crash", "crashed"}, {"timeout", "hung"}};
@@ -235,10 +251,10 @@ std::string verdict_sentence(const ordered_json& summary) {
   return "Not conformant: " + why + "." + excused;
 }
 
-std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, const std::string& example) {
+std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, bool adapter, const std::string& example) {
   std::string pattern = "^";
   for (const char c : case_id) pattern += c == '.' ? std::string("\\.") : std::string(1, c);
-  return "squareq gates --backend " + quote(backend) + " --filter " + quote(pattern + "$") + " --seed " + std::to_string(seed) +
+  return std::string("squareq gates ") + (adapter ? "--adapter " : "--backend ") + quote(backend) + " --filter " + quote(pattern + "$") + " --seed " + std::to_string(seed) +
          (example.empty() ? "" : " --example " + quote(example));
 }
 

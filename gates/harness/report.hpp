@@ -28,12 +28,14 @@ struct Unmet {
 };
 
 struct Run {
-  std::string backend;  ///< as given
+  std::string backend;  ///< as given; an adapter's command line where `adapter`
+  bool adapter = false; ///< out of process: what only the process shows is not judged
   Description description;
   std::vector<Profile> profiles;
   std::vector<Result> results;  ///< every case of the suite; those outside a partial run are not_run
   std::vector<Unmet> unmet;
   std::vector<WaiverOutcome> waivers;  ///< of every waiver that was given
+  std::vector<Unmet> not_judged;  ///< demands that cannot be seen through an adapter (SQ-ADP-050)
   std::uint64_t seed = 1;
   bool partial = false;     ///< --filter or --gate
   bool conformant = false;  ///< never true for a partial run
@@ -56,7 +58,8 @@ std::string summary_table(const Run& run);
 /// The verdict of a run in plain words, from its summary line: what was found, why that is not enough, what was excused.
 std::string verdict_sentence(const nlohmann::ordered_json& summary);
 
-/// `squareq gates ...` for one case (and one example of a property), quoted for a POSIX shell.
-std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, const std::string& example = {});
+/// `squareq gates ...` for one case (and one example of a property), quoted for a POSIX shell; `backend` is a command line where `adapter`.
+std::string repro_line(const std::string& backend, const std::string& case_id, std::uint64_t seed, bool adapter = false,
+                       const std::string& example = {});
 
 }  // namespace squareq::gates

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "gates/adapter/run_adapter.hpp"
 #include "gates/gates.hpp"
 #include "gates/harness/filter.hpp"
 #include "gates/harness/html.hpp"
@@ -65,26 +66,31 @@ int run_gates(const GateOptions& options) {
   if (!options.html.empty()) html = open_report(options.html);
 
   Run run;
-  run.backend = options.backend;
+  run.backend = options.adapter.empty() ? options.backend : options.adapter;
+  run.adapter = !options.adapter.empty();
   run.seed = options.seed;
   run.partial = options.gate.has_value() || !options.filter.empty();
   std::optional<Subject> here;
+  std::optional<adapter::AdapterRun> remote;
+  if (run.adapter) remote.emplace(options);
   try {
-    if (!options.fork) here.emplace(Subject::open(options));
-    run.description = here ? here->describe() : describe_in_child(options);
+    if (remote) run.description = remote->describe();
+    if (remote && !options.fork) here.emplace(remote->subject());
+    else if (!remote && !options.fork) here.emplace(Subject::open(options));
+    if (!remote) run.description = here ? here->describe() : describe_in_child(options);
   } catch (const Error& error) {
     // An implementation that cannot even describe itself offers nothing: that is a verdict, not a wrong command line.
     if (error.code() != Code::INTERNAL) throw;
     fmt::print(stderr, "{}\n", printable(error.what(), 400));
     run.description = {};
-    run.description.name = options.backend;
+    run.description.name = run.backend;
   }
   if (!run.description.usable)
-    throw Error(Code::CFG_BACKEND, "backend '" + printable(options.backend) + "' cannot run here: " + printable(run.description.reason));
+    throw Error(Code::CFG_BACKEND, "backend '" + printable(run.backend) + "' cannot run here: " + printable(run.description.reason));
   run.profiles = choose_profiles(options.profiles, run.description);
 
   const auto finish = [&](Result& r) {
-    r.repro = repro_line(options.backend, r.gate_case->id, options.seed, r.verdict.example);
+    r.repro = repro_line(run.backend, r.gate_case->id, options.seed, run.adapter, r.verdict.example);
     r.waived = waivers.excuse(r.gate_case->id, r.verdict);
   };
   for (const Case& c : all_cases()) {
@@ -95,7 +101,11 @@ int run_gates(const GateOptions& options) {
       result.verdict.status = Status::not_supported;
       result.verdict.message = reason;
     } else {
-      result.verdict = here ? run_here(c, *here, run.description, options.seed, {example, nullptr}) : run_in_child(c, options, run.description);
+      const auto run_case = [&] {
+        if (here) return run_here(c, *here, run.description, options.seed, {example, nullptr});
+        return run_in_child(c, options, run.description, [&] { return remote ? remote->subject() : Subject::open(options); });
+      };
+      result.verdict = remote ? remote->around(limit_of(c, options), run_case) : run_case();
       finish(result);
       const bool good = result.verdict.status == Status::pass;
       if (!options.quiet || !good)

@@ -143,14 +143,18 @@ std::optional<std::map<std::string, std::int64_t>> given_example(const GateOptio
   return options.example.empty() ? std::nullopt : std::optional(parse_example(options.example));
 }
 
-Verdict run_in_child(const Case& gate_case, const GateOptions& options, const Description& description) {
-  const int limit = options.timeout_s > 0 ? std::min(options.timeout_s, gate_case.timeout_s) : gate_case.timeout_s;
+int limit_of(const Case& gate_case, const GateOptions& options) {
+  return options.timeout_s > 0 ? std::min(options.timeout_s, gate_case.timeout_s) : gate_case.timeout_s;
+}
+
+Verdict run_in_child(const Case& gate_case, const GateOptions& options, const Description& description, const std::function<Subject()>& open) {
+  const int limit = limit_of(gate_case, options);
   const auto start = Clock::now();
   const ChildResult result = in_child(
       [&](const Note& note) {
         Verdict v;
         try {
-          const Subject subject = Subject::open(options);
+          const Subject subject = open();
           v = run_here(gate_case, subject, description, options.seed, {given_example(options), note});
         } catch (const std::exception& e) {
           v.status = Status::fail;

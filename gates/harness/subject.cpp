@@ -38,6 +38,8 @@ bool Description::offers(std::string_view need) const {
   if (need.starts_with("dtype:")) return activation_dtypes.contains(tail("dtype:"));
   if (need.starts_with("format:")) return formats.contains(tail("format:"));
   if (need.starts_with("device:")) return device == tail("device:");
+  if (need.starts_with("class:")) return rounding_classes.contains(tail("class:"));
+  if (need == "in_process") return in_process;
   return groups.contains(std::string(need));
 }
 
@@ -55,6 +57,7 @@ Description parse_description(const std::string& answer) {
   if (object.contains("device")) d.device = text(object, "device");
   if (object.contains("formats")) d.formats = words(object, "formats");
   if (object.contains("activation_dtypes")) d.activation_dtypes = words(object, "activation_dtypes");
+  if (object.contains("rounding_classes")) d.rounding_classes = words(object, "rounding_classes");
   const auto flag = [&](const char* key, bool fallback) {
     const auto found = object.find(key);
     if (found == object.end()) return fallback;

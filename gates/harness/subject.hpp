@@ -23,13 +23,15 @@ struct Description {
   bool deterministic = false;
   bool usable = true;
   std::string reason;  ///< why not usable
+  bool in_process = true;  ///< its memory can be seen from here: false for an adapter
   std::set<std::string> groups;
   std::set<std::string> operations;
   std::set<std::string> formats;
   std::set<std::string> activation_dtypes;
+  std::set<std::string> rounding_classes;
   std::string json;  ///< as answered
 
-  /// "linear", "operation:quantize", "dtype:bf16", "format:bp8_v2", "device:cuda" -> offered or not.
+  /// "linear", "operation:quantize", "dtype:bf16", "format:bp8_v2", "device:cuda", "class:R4", "in_process" -> offered or not.
   bool offers(std::string_view need) const;
 };
 
@@ -62,6 +64,9 @@ class Subject {
   /// Which table serves a group: the backend's own, or, beside one of our own backends, the library's.
   const Implementation& of_group(std::string_view group) const;
   const Implementation& implementation() const { return main_; }
+
+  /// A table of this program: the adapter's.
+  static Subject of_table(const sq_implementation* table) { return Subject(Implementation(table)); }
 
   /// Asks describe(). Throws Error(INTERNAL) when the answer is no JSON object with the required fields.
   Description describe() const;

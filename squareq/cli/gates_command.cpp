@@ -8,6 +8,7 @@
 #include "gates/gates.hpp"
 #include "squareq/builder/format_group.hpp"
 #include "squareq/cli/command.hpp"
+#include "squareq/error.hpp"
 #ifdef SQUAREQ_WITH_TORCH
 #include "squareq/training/modules/module_group.hpp"
 #endif
@@ -36,10 +37,12 @@ void add_gates_command(CLI::App& app, const Common& common, int& status) {
   struct Flags {
     gates::GateOptions options;
     int gate = -1;
-    bool list = false, no_fork = false;
+    bool list = false, no_fork = false, smoke = false;
   };
   const auto flags = std::make_shared<Flags>();
   gates::GateOptions& options = flags->options;
+  command->add_option("--adapter", options.adapter, "instead of --backend: a command line that speaks the adapter protocol on stdin and stdout (gates/ADAPTERS.md)");
+  command->add_flag("--smoke", flags->smoke, "with --adapter: check the protocol, rule by rule, and run no case");
   command->add_option("--profile", options.profiles, "profile to insist on: cuda, format, linear, lora-training, module, streaming (default: all that the backend's groups allow)");
   command->add_option("--filter", options.filter, "only cases whose id matches this regular expression; such a run is partial and never says conformant");
   command->add_option("--gate", flags->gate, "only this gate")->check(CLI::Range(0, 15));
@@ -58,7 +61,13 @@ void add_gates_command(CLI::App& app, const Common& common, int& status) {
       status = gates::list_cases(common.json);
       return;
     }
-    o.backend = resolve_backend(common);
+    if (flags->smoke && o.adapter.empty()) throw Error(Code::CFG_FLAG, "--smoke checks an adapter: give --adapter CMD too");
+    if (!o.adapter.empty() && common.backend != "auto") throw Error(Code::CFG_FLAG, "--adapter and --backend exclude each other: one implementation is judged at a time");
+    if (flags->smoke) {
+      status = gates::smoke_adapter(o.adapter, common.json);
+      return;
+    }
+    if (o.adapter.empty()) o.backend = resolve_backend(common);
     o.format = format_implementation();
 #ifdef SQUAREQ_WITH_TORCH
     o.module = training::module_implementation();
