@@ -4,6 +4,7 @@
 
 #include "optimized/cuda/context.hpp"
 #include "optimized/cuda/linear/ops.hpp"
+#include "optimized/cuda/stream/session.hpp"
 
 namespace squareq::cuda {
 namespace {
@@ -25,7 +26,7 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
     const auto problem = why_unusable();
     nlohmann::ordered_json text = {
         {"name", "cuda"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cuda"}, {"usable", !problem}, {"deterministic", true},
-        {"groups", {"linear"}}, {"operations", {"quantize", "dequantize", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
+        {"groups", {"linear", "stream", "telemetry"}}, {"operations", {"quantize", "dequantize", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
         {"activation_formats", nlohmann::json::array()}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", nlohmann::json::array()}};
     if (problem) text["reason"] = std::string(code_name(problem->code)) + ": " + problem->message;
     int runtime = 0, driver = 0;
@@ -42,7 +43,7 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
 }
 
 const sq_implementation table = {sizeof(sq_implementation), SQ_ABI_VERSION, "cuda", "0.1.0", create, destroy, describe,
-                                 &linear_group, nullptr, nullptr, nullptr, nullptr};
+                                 &linear_group, &stream_group, &telemetry_group, nullptr, nullptr};
 
 }  // namespace
 }  // namespace squareq::cuda

@@ -17,9 +17,10 @@ TEST(CudaBackend, ListsExactlyTheOperationsItOffers) {
   const sq_linear_group& group = *backend->linear;
   EXPECT_TRUE(group.quantize && group.dequantize && group.numeric_guard && group.explain);
   EXPECT_FALSE(group.linear_forward || group.linear_backward || group.quantize_activation);
-  EXPECT_FALSE(backend->stream || backend->telemetry || backend->format || backend->module);
+  EXPECT_TRUE(backend->stream && backend->telemetry);
+  EXPECT_FALSE(backend->format || backend->module);
   EXPECT_EQ(description().at("operations"), (nlohmann::json{"quantize", "dequantize", "numeric_guard", "explain"}));
-  EXPECT_EQ(description().at("groups"), nlohmann::json{"linear"});
+  EXPECT_EQ(description().at("groups"), (nlohmann::json{"linear", "stream", "telemetry"}));
 }
 
 TEST(CudaBackend, SaysWhetherItCanRunHereAndWhyNot) {
