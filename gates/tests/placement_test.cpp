@@ -1,5 +1,5 @@
 // The suite on a device, without one: the fake's memory cannot be read or written but through its copies, so that a harness (or a case) that
-// touches device memory by mistake crashes here. The implementation on it is the CPU backend, which may touch the memory during its calls only.
+// touches device memory by mistake crashes here. The implementation on it is the reference, which may touch the memory during its calls only.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
@@ -116,7 +116,7 @@ struct KernelTime {
   ~KernelTime() { fake().open(false); }
 };
 
-/// A tensor that a call gets must be on the device. The copies are the placement's own: they may be changed to what the CPU backend takes.
+/// A tensor that a call gets must be on the device. The copies are the placement's own: they may be changed to what the reference takes.
 bool flip(const sq_tensor* t) {
   if (!t) return true;
   const bool good = t->device.kind == SQ_CUDA && (!t->data || fake().owns(t->data));
@@ -202,12 +202,12 @@ sq_status fake_lease_weight(sq_context* c, std::uint64_t session, sq_lease lease
   return status;
 }
 
-/// The CPU backend as if it were on the fake device: forward, backward, quantize, dequantize, streaming.
+/// The reference as if it were on the fake device: forward, backward, quantize, dequantize, streaming.
 const sq_implementation* fake_implementation() {
   static sq_linear_group linear{};
   static sq_stream_group stream{};
   static sq_implementation table{};
-  inner.emplace(Implementation::load(find_backend("cpu")));
+  inner.emplace(Implementation::load(find_backend("reference")));
   using G = sq_linear_group;
   linear = {sizeof linear, 0, operate<sq_quantize_args, &G::quantize>, operate<sq_dequantize_args, &G::dequantize>, operate<sq_linear_forward_args, &G::linear_forward>,
             operate<sq_linear_backward_args, &G::linear_backward>, nullptr, nullptr, nullptr};

@@ -47,7 +47,7 @@ sq_status Model::read(void* user, std::uint32_t block, std::uint64_t offset, voi
   auto& self = *static_cast<Model*>(user);
   ++self.reads;
   if (self.delay_ms) std::this_thread::sleep_for(std::chrono::milliseconds(self.delay_ms));
-  const bool fails = self.failing_block == static_cast<std::int64_t>(block);
+  const bool fails = self.failing_block == static_cast<std::int64_t>(block) && self.failures_left-- > 0;
   std::memcpy(destination, self.extents_[block].data() + offset, fails ? bytes / 2 : bytes);
   if (!fails) return SQ_OK;
   std::snprintf(error->message, sizeof error->message, "disk fell out at block %u", block);

@@ -31,7 +31,8 @@ class Model {
   void set_zero_point(std::uint32_t block, std::int64_t row, float value);
   sq_block_desc& desc(std::size_t block) { return descs_[block]; }
 
-  std::atomic<std::int64_t> failing_block{-1};  ///< its reads deliver half and return IO_SHORT_READ
+  std::atomic<std::int64_t> failing_block{-1};  ///< so many of its reads deliver half and return IO_SHORT_READ
+  std::atomic<int> failures_left{0};
   std::atomic<int> delay_ms{0};
   std::atomic<std::int64_t> reads{0};
 

@@ -82,7 +82,9 @@ TEST_F(Stream, BytesAndLoadsAtEveryBudget_SQ_STR_022_026_033_040) {
           EXPECT_EQ(memory.live[SQ_MEM_DEVICE], static_cast<std::int64_t>(c * model.extent()));
           EXPECT_EQ(memory.live[SQ_MEM_HOST_PINNED], static_cast<std::int64_t>((master ? n : 2) * model.extent())) << "the master, or two windows";
           EXPECT_EQ(s.host_bytes, static_cast<std::uint64_t>(memory.live[SQ_MEM_HOST_PINNED]));
-          if (master) EXPECT_EQ(model.reads, static_cast<std::int64_t>(n)) << "read once into the master";
+          if (master) {
+            EXPECT_EQ(model.reads, static_cast<std::int64_t>(n)) << "read once into the master";
+          }
           const auto m = metrics(session);
           EXPECT_EQ(m.step, 3);
           EXPECT_EQ(m.h2d_bytes, static_cast<std::int64_t>(loads * model.extent()));
@@ -222,14 +224,14 @@ TEST_F(Stream, StallsAndSlotWaitsAreMeasuredOnTheDevice_SQ_TEL) {
   EXPECT_GE(m.stall_count, 6);
   EXPECT_GT(m.copy_time_ms, 0);
   EXPECT_LT(m.copy_time_ms, 10) << "the time of the copies is not the time they were held up";
-  EXPECT_EQ(m.prefetch_misses, 6);
+  EXPECT_GE(m.prefetch_misses, 6);
+  EXPECT_LE(m.prefetch_misses, 7) << "the block of the turnaround may still be on its way when it is asked for again, and is not waited for twice";
 }
 
 TEST_F(Stream, AFailedReadIsToldAndRetried_SQ_STR_012_050_051_052) {
   for (const std::uint32_t master : {0u, 1u}) {
     Model model(4);
     TestStream stream;
-    Watch before;
     const Context context = open();
     const auto visits = ring(4, 2);
     const std::vector<sq_schedule> schedules = {schedule(visits)};
@@ -238,6 +240,7 @@ TEST_F(Stream, AFailedReadIsToldAndRetried_SQ_STR_012_050_051_052) {
     StreamSession session(context, args);
     const int failures = watch_.failures();
     model.failing_block = 2;
+    model.failures_left = 2;
     session.begin_step(0);
     { Lease a(session, 0, stream.stream); }
     { Lease b(session, 1, stream.stream); }
@@ -246,11 +249,10 @@ TEST_F(Stream, AFailedReadIsToldAndRetried_SQ_STR_012_050_051_052) {
       EXPECT_EQ(e.code(), Code::IO_SHORT_READ);
       EXPECT_NE(std::string(e.what()).find("disk fell out at block 2"), std::string::npos) << e.what();
     }
-    model.failing_block = -1;
     Lease(session, 2, stream.stream).release();
     session.end_step(true);
     EXPECT_TRUE(walk(session, model, visits, stream).empty());
-    EXPECT_EQ(watch_.failures() - failures, 2 + (master ? 0 : 0));
+    EXPECT_EQ(watch_.failures() - failures, 2);
   }
   EXPECT_EQ(watch_.violations(), 0);
   EXPECT_TRUE(watch_.all_unloaded());
@@ -388,7 +390,9 @@ TEST_F(Stream, AHundredCyclesReturnToTheBaseline) {
     std::size_t free = 0;
     REQUIRE_CUDA(cudaMemGetInfo(&free, &total));
     if (cycle == 4) baseline = free;
-    if (cycle > 4) ASSERT_EQ(free, baseline) << "cycle " << cycle;
+    if (cycle > 4) {
+      ASSERT_EQ(free, baseline) << "cycle " << cycle;
+    }
   }
   EXPECT_TRUE(watch_.all_unloaded());
 }
