@@ -233,7 +233,7 @@ sq_status forward(sq_context* context, std::uint64_t module, const char* layer, 
       if (item.key() == layer) quantized = dynamic_cast<const QuantLinear*>(item.value().get());
     if (!quantized)
       throw Error(Code::MD_LAYER, fmt::format("'{}' is no quantized layer of the module", printable(layer)), {}, printable(layer));
-    if (!c.backend) c.backend.emplace(open_backend("auto", c.threads));
+    if (!c.backend) c.backend.emplace(open_backend("cpu", c.threads));
     const std::vector<std::int64_t> shape(x->shape, x->shape + x->rank), strides(x->strides, x->strides + x->rank);
     const torch::Tensor input = torch::from_blob(x->data, shape, strides, torch::dtype(to_torch_dtype(x->dtype)));
     const torch::Tensor output = quantized->forward(input, *c.backend);
