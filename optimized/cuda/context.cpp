@@ -67,6 +67,8 @@ void configure(sq_context& context, const sq_host* given) {
   }
   context.host.allocator = nullptr;  // the copy above is the one in use
   context.device_name = info->name;
+  context.major = info->major;
+  context.minor = info->minor;
 }
 
 void check_cuda(cudaError_t status, const std::string& doing) {

@@ -17,6 +17,8 @@ struct sq_context {
   sq_host host{};
   std::optional<sq_allocator> allocator;  // none: CUDA's stream-ordered allocator
   std::string device_name;
+  int major = 0, minor = 0;  // compute capability
+  std::string first_kernel;  // $SQUAREQ_CUDA_KERNEL: no kernel before it in the table is used
 };
 
 namespace squareq::cuda {
