@@ -68,6 +68,8 @@ void configure(sq_context& context, const sq_host* given) {
   }
   context.host.allocator = nullptr;  // the copy above is the one in use
   context.device_name = info->name;
+  context.major = info->major;
+  context.minor = info->minor;
   const CurrentDevice current(context);
   context.nonfinite.allocate();
 }

@@ -49,6 +49,8 @@ struct sq_context {
   sq_host host{};
   std::optional<sq_allocator> allocator;  // none: CUDA's stream-ordered allocator for scratch, its plain one for sessions
   std::string device_name;
+  int major = 0, minor = 0;  // compute capability
+  std::string first_kernel;  // $SQUAREQ_CUDA_KERNEL: no kernel before it in the table is used
   squareq::cuda::NonfiniteTotals nonfinite;
   // Operations take the context as const: none of its settings changes. Sessions come and go.
   mutable std::mutex sessions_mutex;

@@ -1,15 +1,12 @@
 // A weight of format bp8_v2 after its checks, given directly or through a lease: what every operation that reads a weight starts with.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 #include <memory>
 #include <string>
 
+#include "optimized/cuda/context.hpp"
 #include "squareq/contract.h"
-
-struct sq_context;
 
 namespace squareq::cuda {
 

@@ -11,7 +11,7 @@ void dequantize(const sq_context& context, const sq_dequantize_args* given, bool
   const cudaStream_t stream = cuda_stream(args.stream);
   const Weight weight = resolve_weight(context, args.weight, stream);
   const Subject target{weight.name, "out"};
-  const sq_tensor& out = check_tensor(context, args.out, target, {SQ_F32, SQ_BF16, SQ_F16}, {-1, weight.in});
+  const sq_tensor& out = check_tensor(context, args.out, target, {SQ_F32, SQ_BF16, SQ_F16}, {-1, weight.in}, Access::write);
   if (args.first_row < 0 || args.first_row > weight.out || out.shape[0] > weight.out - args.first_row)
     refuse(Code::CALL_SHAPE, target, "rows [" + std::to_string(args.first_row) + ", " + std::to_string(args.first_row) + " + " + std::to_string(out.shape[0]) +
                                          ") reach outside the weight's " + std::to_string(weight.out) + " rows");

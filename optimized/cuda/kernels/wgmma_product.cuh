@@ -1,0 +1,197 @@
+// A product on Hopper's warpgroup tensor cores: a block of three warpgroups makes 128 features by kRows rows. One thread of the first group feeds a
+// ring of stages through TMA; each of the others multiplies 64 features, which it converts from codes in registers while its last slice is being
+// multiplied. Two blocks with the same rows form a cluster: each loads half of the activations into both.
+#pragma once
+
+#include "optimized/cuda/kernels/warpgroup.cuh"
+#include "optimized/cuda/kernels/wgmma_product.hpp"
+
+namespace squareq::cuda {
+namespace {
+
+constexpr int kGroupThreads = 128, kBlockThreads = 3 * kGroupThreads, kConsumerThreads = 2 * kGroupThreads;
+constexpr int kSharedBytes = 227 * 1024;
+
+template <class T, int kRows>
+struct WgmmaTile {
+  static constexpr int kActivationBytes = kRows * kRowBytes;
+  static constexpr int kWeightBytes = kFeatures * kDepth<T>;
+  static constexpr int kStage = kActivationBytes + kWeightBytes;
+  static constexpr int kStages = (kSharedBytes - 2048) / kStage > 8 ? 8 : (kSharedBytes - 2048) / kStage;
+  static constexpr int kBarriers = kStages * kStage;  // offset of the barriers
+  static constexpr int kShared = kBarriers + 16 * kStages + 1024;  // and up to 1023 bytes to start at a multiple of 1024
+  static_assert(kRows * kTilePitch * 4 <= kBarriers, "the tile of sums takes the place of the stages");
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+__device__ inline void init_barrier(unsigned barrier, unsigned count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory"); }
+
+__device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
+  asm volatile(
+      "{.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+__device__ inline void expect_bytes(unsigned barrier, unsigned bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
+
+/// Arrives at the same barrier of block `rank` of the cluster.
+__device__ inline void arrive_at(unsigned barrier, unsigned rank) {
+  asm volatile(
+      "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(barrier), "r"(rank) : "memory");
+}
+
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+__device__ inline void fetch_box(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+
+__device__ inline void fetch_box_for_cluster(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
+  const unsigned short everyone = (1u << kClusterSize) - 1;
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column),
+               "r"(row), "r"(barrier), "h"(everyone)
+               : "memory");
+}
+
+__device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
+
+/// Rows of 128 bytes, swizzled over 128 bytes, groups of 8 rows 1024 bytes apart.
+__device__ inline std::uint64_t descriptor(unsigned address) {
+  return static_cast<std::uint64_t>((address & 0x3FFFF) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
+}
+
+__device__ inline void fence_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
+
+template <class T, bool kTransposed, int kRows>
+__device__ void produce(const ProductMaps& maps, unsigned base, int slices, int first_row, int first_feature, unsigned rank) {
+  using Tile = WgmmaTile<T, kRows>;
+  constexpr int kPart = kRows / kClusterSize;
+  for (int slice = 0; slice < slices; ++slice) {
+    const int stage = slice % Tile::kStages;
+    const unsigned full = base + Tile::kBarriers + 16 * stage, empty = full + 8, to = base + stage * Tile::kStage;
+    if (slice >= Tile::kStages) wait_barrier(empty, (slice / Tile::kStages - 1) & 1);
+    expect_bytes(full, Tile::kStage);
+    const int depth = slice * kDepth<T>, part = static_cast<int>(rank) * kPart;
+    fetch_box_for_cluster(to + part * kRowBytes, &maps.activations, depth, first_row + part, full);
+    fetch_box(to + Tile::kActivationBytes, &maps.weight, kTransposed ? first_feature : depth, kTransposed ? depth : first_feature, full);
+  }
+}
+
+template <class T, bool kTransposed, int kRows>
+__device__ void consume(const WeightProduct& p, unsigned char* shared, unsigned base, int slices, int first_row, int first_feature) {
+  using Tile = WgmmaTile<T, kRows>;
+  constexpr int kRowGroups = kRows / 8;
+  const int thread = threadIdx.x - kGroupThreads, lane = threadIdx.x % 32, feature_group = thread / 32;
+  typename Multiply<T>::Sum sums[kRowGroups][4] = {};
+  unsigned a[2][kSteps][4];
+
+  const auto load = [&](unsigned (&to)[kSteps][4], int slice) {
+    const int stage = slice % Tile::kStages;
+    wait_barrier(base + Tile::kBarriers + 16 * stage, slice / Tile::kStages & 1);
+    const unsigned weight = base + stage * Tile::kStage + Tile::kActivationBytes;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) WeightFragment<T, kTransposed>::load(to[step], weight, feature_group, step, lane);
+  };
+  const auto release = [&](int slice) {
+    if (thread % kGroupThreads < kClusterSize) arrive_at(base + Tile::kBarriers + 16 * (slice % Tile::kStages) + 8, thread % kGroupThreads);
+  };
+  const auto turn = [&](const unsigned (&mine)[kSteps][4], unsigned (&next)[kSteps][4], int slice) {
+    const std::uint64_t activations = descriptor(base + slice % Tile::kStages * Tile::kStage);
+    fence_registers();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, mine[step], activations + 2 * step);
+    commit_products();
+    wait_products<1>();
+    if (slice > 0) release(slice - 1);
+    if (slice + 1 < slices) load(next, slice + 1);
+  };
+  load(a[0], 0);
+  for (int slice = 0; slice < slices; slice += 2) {
+    turn(a[0], a[1], slice);
+    if (slice + 1 < slices) turn(a[1], a[0], slice + 1);
+  }
+  wait_products<0>();
+  sync_consumers();  // the tile of sums takes the place of the stages
+
+  auto* tile = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int j = 0; j < kRowGroups; ++j) stage_fragment<kTransposed>(tile, sums[j], feature_group, j, lane);
+  if (p.finish.rank) add_branch<kTransposed>(p.finish, tile, feature_group, 1, 0, kRowGroups, first_feature, first_row, p.columns, p.rows, lane);
+  sync_consumers();
+  store_tile<kRows, kFeatures>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread, kConsumerThreads);
+}
+
+#endif
+
+template <class T, bool kTransposed, int kRows>
+__global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Tile = WgmmaTile<T, kRows>;
+  extern __shared__ unsigned char raw[];
+  const unsigned base = (shared_address(raw) + 1023) / 1024 * 1024;
+  unsigned char* shared = raw + (base - shared_address(raw));
+  const unsigned rank = blockIdx.x % kClusterSize;
+  const int cluster = static_cast<int>(blockIdx.x / kClusterSize);
+  const int first_row = cluster % row_tiles * kRows, first_feature = (cluster / row_tiles * kClusterSize + static_cast<int>(rank)) * kFeatures;
+  const int slices = (p.depth + kDepth<T> - 1) / kDepth<T>;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      init_barrier(base + Tile::kBarriers + 16 * stage, 1);
+      init_barrier(base + Tile::kBarriers + 16 * stage + 8, 2 * kClusterSize);  // both consumers of every block
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  sync_cluster();
+  if (threadIdx.x < kGroupThreads) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == 0) produce<T, kTransposed, kRows>(maps, base, slices, first_row, first_feature, rank);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    consume<T, kTransposed, kRows>(p, shared, base, slices, first_row, first_feature);
+  }
+  sync_cluster();  // a block stays until nobody writes into it any more
+#else
+  __trap();  // never launched: the host asks for compute capability 9.0
+#endif
+}
+
+template <class T, bool kTransposed, int kRows>
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+  constexpr int kShared = WgmmaTile<T, kRows>::kShared;
+  const auto kernel = wgmma_kernel<T, kTransposed, kRows>;
+  if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
+  const int row_tiles = (p.rows + kRows - 1) / kRows, feature_tiles = (p.columns + kFeatures * kClusterSize - 1) / (kFeatures * kClusterSize);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kClusterSize, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(row_tiles) * static_cast<unsigned>(feature_tiles) * kClusterSize);
+  config.blockDim = dim3(kBlockThreads);
+  config.dynamicSmemBytes = kShared;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, maps, p, row_tiles);
+}
+
+template <class T>
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream) {
+  switch (token_tile) {
+    case 64: return p.transposed ? launch_wgmma<T, true, 64>(p, maps, stream) : launch_wgmma<T, false, 64>(p, maps, stream);
+    case 128: return p.transposed ? launch_wgmma<T, true, 128>(p, maps, stream) : launch_wgmma<T, false, 128>(p, maps, stream);
+    case 256: return p.transposed ? launch_wgmma<T, true, 256>(p, maps, stream) : launch_wgmma<T, false, 256>(p, maps, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+}  // namespace squareq::cuda
