@@ -238,7 +238,7 @@ class Placement : public ::testing::Test {
   Description description_;
 };
 
-TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-013, SQ-CNV-006
+TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-017
   int ran = 0;
   for (const Case& c : all_cases()) {
     const bool wanted = c.id.starts_with("dequantize.") || c.id.starts_with("loading.lease.") || c.id.starts_with("forward.strided") || c.id.starts_with("lora.") ||
@@ -254,7 +254,7 @@ TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-013
   EXPECT_TRUE(fake().regions.empty()) << "device memory left behind";
 }
 
-TEST_F(Placement, a_byte_behind_an_output_on_the_device_is_seen) {
+TEST_F(Placement, a_byte_behind_an_output_on_the_device_is_seen) {  // SQ-CNF-013, SQ-CNF-017
   misdeeds.write_after_output = true;
   const Verdict v = run("forward.strided_y");
   EXPECT_EQ(v.status, Status::fail);
@@ -268,7 +268,7 @@ TEST_F(Placement, an_input_changed_on_the_device_is_seen) {
   EXPECT_NE(v.message.find("input changed"), std::string::npos) << v.message;
 }
 
-TEST_F(Placement, a_byte_behind_scratch_on_the_device_is_seen) {
+TEST_F(Placement, a_byte_behind_scratch_on_the_device_is_seen) {  // SQ-CNF-014, SQ-CNF-017
   Meter meter(&fake());
   void* memory = meter.table()->allocate(meter.table()->user, SQ_MEM_SCRATCH, 100, 256, nullptr, "scratch");
   ASSERT_NE(memory, nullptr);
@@ -287,7 +287,7 @@ TEST_F(Placement, a_harness_that_touches_device_memory_crashes_here) {
   fake().release(memory);
 }
 
-TEST(DeviceMemory, a_machine_without_a_gpu_is_refused_and_never_passes) {
+TEST(DeviceMemory, a_machine_without_a_gpu_is_refused_and_never_passes) {  // SQ-CNF-018
   try {
     cuda_device_memory();
     GTEST_SKIP() << "not run: this machine has a GPU";

@@ -69,6 +69,7 @@ void prepare_device(sq_device device) {
   }
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(true, false);
+  context.setDeterministicFillUninitializedMemory(false);  // every output is written in full; filling it before costs a pass over it
   context.setSDPUseMemEfficient(false);  // its backward adds with atomics
   context.setSDPUseCuDNN(false);
   context.setAllowTF32CuBLAS(false);

@@ -1,4 +1,4 @@
-// The stream engine on a device: bytes at every budget, hazards between streams, faults, refusals, memory, telemetry (spec/60-streaming.md).
+// The stream engine on a device (SQ-STR-047 above all): bytes at every budget, hazards between streams, faults, refusals, memory, telemetry (spec/60-streaming.md).
 //
 // A slot is read by the test through a copy queued on the stream of the lease: it sees what a kernel queued there would see. Streams are held up
 // by host functions, so that an ordering that is missing is a difference and not a chance.
@@ -127,7 +127,7 @@ std::size_t hazards(Context context, int copy_delay_ms, int reader_delay_ms) {
   return wrong;
 }
 
-TEST_F(Stream, LateCopiesAndLateReadersSeeTheRightBytes_SQ_STR_040) {
+TEST_F(Stream, LateCopiesAndLateReadersSeeTheRightBytes_SQ_STR_040_047) {
   EXPECT_EQ(hazards(open("cuda"), 0, 4), 0u);
   EXPECT_EQ(hazards(open("cuda_faulty"), 4, 0), 0u);
   EXPECT_EQ(hazards(open("cuda_faulty"), 0, 4), 0u);
