@@ -23,7 +23,7 @@ struct MmaTile {
       const int row = i / 8, chunk = i % 8;
       const bool inside = first_row + row < p.rows;
       const std::int64_t at = ((first_row + row) * p.activation_stride + depth) * static_cast<int>(sizeof(T)) + chunk * 16;
-      const int valid = inside ? (p.depth - depth) * static_cast<int>(sizeof(T)) - chunk * 16 : 0;
+      const int valid = inside ? (p.activation_depth - depth) * static_cast<int>(sizeof(T)) - chunk * 16 : 0;
       copy_chunk(stage + swizzled_128(row, chunk), valid > 0 ? activations + at : activations, valid, activations_aligned);
     }
     constexpr int kChunks = kWeightRow<T, kTransposed> / 16;

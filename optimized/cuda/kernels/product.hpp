@@ -33,7 +33,7 @@ struct Finish {
 };
 
 /// sum over depth of activations[row, d] * weight(column, d). `transposed` false: weight is [columns, depth] (forward); true: it is
-/// [depth, columns] (dX), from the same bytes. Codes that meet a transposed weight lie in the order of `permuted_position`.
+/// [depth, columns] (dX), from the same bytes. Codes that meet a transposed weight lie in the order of gradient_rows().
 struct WeightProduct {
   const void* activations;
   std::int32_t dtype;  // BF16, F16 or I8
@@ -42,6 +42,7 @@ struct WeightProduct {
   std::int64_t weight_stride;
   bool transposed;
   std::int32_t rows, columns, depth;
+  std::int32_t activation_depth;  // columns of the activations that may be read: depth, or whole groups of 16 where codes are permuted
   Finish finish;
 };
 
@@ -62,9 +63,5 @@ struct Operand {
 /// sum over depth of left(row, d) * right(column, d) in fp32 FMAs, in ascending order of d; depth may be 0.
 cudaError_t plain_product(const Operand& left, const Operand& right, std::int32_t rows, std::int32_t columns, std::int32_t depth, const Finish& finish,
                           cudaStream_t stream);
-
-/// Where element `n` of a group of 16 codes lies when the codes meet a transposed weight: the order in which a transposing load of 16-bit pairs
-/// hands bytes to a lane.
-constexpr int permuted_position(int n) { return (n % 8) / 2 * 4 + n / 8 * 2 + n % 2; }
 
 }  // namespace squareq::cuda

@@ -18,7 +18,6 @@ struct LongSum {
     add(other.high);
     low = __fadd_rn(low, other.low);
   }
-  __device__ float value() const { return __fadd_rn(high, low); }
 };
 
 /// The block's sum, in every thread; the order of addition is fixed.
@@ -122,6 +121,9 @@ __device__ void store_any(void* data, int dtype, std::int64_t index, float value
     default: static_cast<float*>(data)[index] = value;
   }
 }
+
+/// Where code `n` of a group of 16 lies for a transposed weight: the order in which a transposing load of 16-bit pairs hands bytes to a lane.
+__device__ int permuted_position(int n) { return n % 8 / 2 * 4 + n / 8 * 2 + n % 2; }
 
 /// 2^e with `largest` 2^-e in [2^13, 2^14): small gradients times small scales would fall below the normal numbers of fp16.
 __device__ int exponent_for_half(float largest) { return largest > 0 && isfinite(largest) ? max(-110, min(110, ilogbf(largest) - 13)) : 0; }

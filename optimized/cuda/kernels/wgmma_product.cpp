@@ -37,7 +37,7 @@ cudaError_t wgmma_product(const WeightProduct& p, int token_tile, cudaStream_t s
   ProductMaps maps{};
   const CUtensorMapSwizzle weight_swizzle = !p.transposed && width == 2 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
   const bool encoded =
-      encode(&maps.activations, type, p.activations, p.depth, p.rows, p.activation_stride * width, depth, token_tile / kClusterSize, CU_TENSOR_MAP_SWIZZLE_128B) &&
+      encode(&maps.activations, type, p.activations, p.activation_depth, p.rows, p.activation_stride * width, depth, token_tile / kClusterSize, CU_TENSOR_MAP_SWIZZLE_128B) &&
       encode(&maps.weight, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.weight, p.transposed ? p.columns : p.depth, p.transposed ? p.depth : p.columns, p.weight_stride,
              p.transposed ? 128 : depth, p.transposed ? depth : 128, weight_swizzle);
   if (!encoded) return cudaErrorInvalidValue;

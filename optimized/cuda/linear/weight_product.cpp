@@ -50,7 +50,8 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
     check_cuda(plain_product(left, right, rows, columns, depth, finish, stream), choice_.name);
     return;
   }
-  WeightProduct p{activations_.data, activations_.dtype, activations_.stride, weight_.q, weight_.stride, transposed_, rows, columns, depth, finish};
+  const bool permuted = transposed_ && activations_.dtype == SQ_I8;  // made by gradient_rows(): rows are whole groups
+  WeightProduct p{activations_.data, activations_.dtype, activations_.stride, weight_.q, weight_.stride, transposed_, rows, columns, depth, permuted ? static_cast<std::int32_t>(activations_.stride) : depth, finish};
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
   if (aligned_activations_) {
     p.activation_stride = aligned_columns(activations_.columns);

@@ -140,7 +140,7 @@ TEST_P(Linear, W8A8) {
     return;
   }
   for (const std::int32_t dtype : kDtypes)
-    for (const Shape& shape : {Shape{1, 1, 1, 0}, Shape{33, 100, 48, 4}, Shape{65, 160, 130, 0}, Shape{300, 512, 400, 16}, Shape{7, 3072, 33, 0}}) {
+    for (const Shape& shape : {Shape{1, 1, 1, 0}, Shape{33, 100, 48, 4}, Shape{65, 160, 130, 0}, Shape{20, 64, 40, 0}, Shape{20, 64, 15, 0}, Shape{300, 512, 400, 16}, Shape{7, 3072, 33, 0}}) {
       const Layer l(shape, dtype, true, 14);
       DeviceLayer d(l, SQ_F32, 0, 0, (16 - shape.k % 16) % 16);
       SCOPED_TRACE(text(l));
