@@ -50,7 +50,7 @@ TEST(Backend, MemoryComesFromLibtorchAndAFailureIsNull) {
   prepare_device({SQ_CUDA, 0});
   const sq_allocator& table = *device_allocator({SQ_CUDA, 0});
   for (const std::int32_t kind : {SQ_MEM_DEVICE, SQ_MEM_SCRATCH, SQ_MEM_HOST_PINNED, SQ_MEM_HOST}) {
-    EXPECT_EQ(table.allocate(table.user, kind, std::uint64_t{1} << 46, 256, nullptr, "too much"), nullptr) << kind;
+    EXPECT_EQ(table.allocate(table.user, kind, std::uint64_t{1} << 60, 256, nullptr, "too much"), nullptr) << kind;
     void* memory = table.allocate(table.user, kind, 1000, 256, nullptr, "some");
     ASSERT_NE(memory, nullptr) << kind;
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory) % 256, 0u) << kind;
