@@ -27,16 +27,18 @@ std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
 
 std::int64_t blocks(const ProductShape& s, int token_tile) { return (s.rows + token_tile - 1) / token_tile * ((s.columns + 127) / 128); }
 
-/// The tile with the smallest estimate of time on a device of 132 multiprocessors, one block each: waves times clocks of a block. A slice of 128
-/// bytes of depth takes 4 clocks per row on the tensor cores; narrow tiles move more bytes per product.
+/// The tile with the smallest estimate of time on a device of 132 multiprocessors: waves times clocks of a block. A slice of 128 bytes of depth takes
+/// 4 clocks per row on the tensor cores; narrow tiles move more bytes per product. Blocks of fewer than 256 rows share a multiprocessor by two.
 int wgmma_tile(const ProductShape& s) {
-  constexpr struct { int tile, percent; } kTiles[] = {{256, 100}, {128, 106}, {64, 130}};
+  constexpr struct { int tile, blocks, percent; } kTiles[] = {{256, 1, 100}, {128, 2, 106}, {64, 2, 130}};
   const std::int64_t slices = (s.depth * static_cast<std::int64_t>(dtype_bytes(s.dtype)) + 127) / 128;
   int best = 0;
   std::int64_t least = 0;
-  for (const auto& [tile, percent] : kTiles) {
-    const std::int64_t made = (s.rows + tile - 1) / tile * ((s.columns + 255) / 256) * 2, waves = (made + 131) / 132;
-    const std::int64_t clocks = waves * (slices * 4 * tile * percent / 100 + 3000 + 10 * tile);
+  for (const auto& [tile, shared_by, percent] : kTiles) {
+    const std::int64_t made = (s.rows + tile - 1) / tile * ((s.columns + 255) / 256) * 2;
+    // Of the last wave's multiprocessors some have one block only, which then runs alone.
+    const std::int64_t per_processor = (made + 131) / 132;
+    const std::int64_t clocks = per_processor * (slices * 4 * tile * percent / 100) + (per_processor + shared_by - 1) / shared_by * (3000 + 10 * tile);
     if (best == 0 || clocks < least) best = tile, least = clocks;
   }
   return best;
