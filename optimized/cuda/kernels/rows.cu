@@ -37,17 +37,17 @@ __device__ LongSum block_sum(LongSum mine) {
   return total;
 }
 
-/// The block's largest magnitude, in every thread; NaN where any is NaN or infinite.
-__device__ float block_max(float mine) {
-  __shared__ float of_warp[kThreads / 32];
-  const auto larger = [](float a, float b) { return isnan(a) || isnan(b) ? __int_as_float(0x7FFFFFFF) : fmaxf(a, b); };
-  for (int offset = 16; offset > 0; offset /= 2) mine = larger(mine, __shfl_xor_sync(kAllLanes, mine, offset));
+/// The block's largest magnitude, in every thread; NaN where any is NaN or infinite. As bits, magnitudes are ordered like integers, and what is not
+/// finite lies above all that is.
+__device__ float block_max(unsigned mine) {
+  __shared__ unsigned of_warp[kThreads / 32];
+  mine = __reduce_max_sync(kAllLanes, mine);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = mine;
   __syncthreads();
-  float all = 0;
-  for (int w = 0; w < kThreads / 32; ++w) all = larger(all, of_warp[w]);
+  unsigned all = 0;
+  for (int w = 0; w < kThreads / 32; ++w) all = max(all, of_warp[w]);
   __syncthreads();
-  return all;
+  return __uint_as_float(all >= 0x7F800000u ? 0x7FFFFFFFu : all);
 }
 
 /// Elements [column, column + 8) of a row, zeros from `columns` on; in 16-byte loads where the address allows them.
@@ -78,22 +78,21 @@ __device__ void load_eight(const Rows& from, std::int64_t row, std::int64_t colu
   for (int i = 0; i < 8; ++i) v[i] = column + i < from.columns ? load_any(from.data, from.dtype, at + i) : 0.0f;
 }
 
-__device__ float magnitude(float x) { return isinf(x) ? __int_as_float(0x7FFFFFFF) : fabsf(x); }
+__device__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
 
 __device__ float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
 
-__device__ std::int8_t code(float x, float scale) {
-  return isnan(scale) ? std::int8_t{0} : static_cast<std::int8_t>(fminf(fmaxf(rintf(__fdiv_rn(x, scale)), -127.0f), 127.0f));
+/// clamp(round_half_even(x / scale)) with `inverse` = 1 / scale; 0 where the scale is NaN. The product is off the quotient by less than 2^-15, so only
+/// near a tie is the division needed.
+__device__ std::int8_t code(float x, float scale, float inverse) {
+  if (isnan(scale)) return 0;
+  float quotient = __fmul_rn(x, inverse);
+  if (fabsf(quotient - rintf(quotient)) > 0.4999f || !isfinite(inverse)) quotient = __fdiv_rn(x, scale);
+  return static_cast<std::int8_t>(fminf(fmaxf(rintf(quotient), -127.0f), 127.0f));
 }
 
 /// Eight neighbouring elements per thread and turn.
 constexpr int kEight = 8, kTurn = kEight * kThreads;
-
-/// The larger magnitude, NaN winning over all.
-__device__ float take_larger(float largest, float x) {
-  const float m = magnitude(x);
-  return isnan(m) ? m : isnan(largest) ? largest : fmaxf(largest, m);
-}
 
 /// Row m behind its producer, in fp32. Elements from the row's length on are of no meaning.
 struct Produced {
@@ -149,20 +148,22 @@ __global__ void __launch_bounds__(kThreads) quantize_tokens_kernel(Rows x, Produ
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
     Produced produced{producer, x, m, {}};
     produced.measure();
-    float v[kEight], largest = 0;
+    float v[kEight];
+    unsigned largest = 0;
     for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
       produced.load(k, v);
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
-        if (k + i < x.columns) largest = take_larger(largest, v[i]);
+        if (k + i < x.columns) largest = max(largest, magnitude(v[i]));
     }
     const float s = token_scale(block_max(largest));
+    const float inverse = __frcp_rn(s);
     if (threadIdx.x == 0) scale[m] = s;
     for (std::int64_t k = kEight * threadIdx.x; k < padded; k += kTurn) {
       produced.load(k, v);
       std::int8_t codes[kEight];
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) codes[i] = k + i < x.columns ? code(v[i], s) : std::int8_t{0};
+      for (int i = 0; i < kEight; ++i) codes[i] = k + i < x.columns ? code(v[i], s, inverse) : std::int8_t{0};
       std::int8_t* to = q + m * q_stride + k;
       if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
         memcpy(__builtin_assume_aligned(to, 8), codes, sizeof codes);
@@ -229,15 +230,16 @@ __global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_co
     };
     float g[kEight], scaled[kEight], row_scale = 1, factor = 1;
     if (two_passes) {
-      float largest = 0;
+      unsigned bits = 0;
       for (std::int64_t n = kEight * threadIdx.x; n < columns; n += kTurn) {
         load(n, g, scaled);
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) largest = take_larger(largest, scaled[i]);
+        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(scaled[i]));
       }
-      largest = block_max(largest);
+      const float largest = block_max(bits);
       if (job.scaled_dtype == SQ_I8) {
         row_scale = token_scale(largest);
+        factor = __frcp_rn(row_scale);
       } else {
         row_scale = scalbnf(1.0f, exponent_for_half(largest));
         factor = scalbnf(1.0f, -exponent_for_half(largest));
@@ -254,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_co
         auto* group = static_cast<std::int8_t*>(job.scaled) + row + n / 16 * 16;
 #pragma unroll
         for (int i = 0; i < kEight; i += 2) {  // neighbours stay neighbours
-          const std::int8_t pair[2] = {code(scaled[i], row_scale), code(scaled[i + 1], row_scale)};
+          const std::int8_t pair[2] = {code(scaled[i], row_scale, factor), code(scaled[i + 1], row_scale, factor)};
           memcpy(__builtin_assume_aligned(group + permuted_position(static_cast<int>(n % 16) + i), 2), pair, 2);
         }
         continue;

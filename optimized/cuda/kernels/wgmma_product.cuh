@@ -1,7 +1,7 @@
-// A product on Hopper's warpgroup tensor cores: a block of two warpgroups makes 128 features by kRows rows, from a ring of stages that its first
-// thread feeds through TMA. Each warpgroup multiplies 64 features, which it converts from codes in registers. While one slice is multiplied, the
-// next one is converted: by the same warpgroup into a second set of registers where a block has the multiprocessor to itself (256 rows), else by
-// the other block that shares it. Two blocks with the same rows form a cluster: each loads half of the activations into both.
+// A product on Hopper's warpgroup tensor cores: a block makes 128 features by kRows rows, in two warpgroups of 64 features each, from a ring of stages
+// that TMA fills. Codes are converted in registers. Blocks of 256 rows have the multiprocessor to themselves: a warpgroup converts its next slice
+// while the last one is multiplied, and a third warpgroup feeds the ring. Smaller blocks share it by two: one converts while the other multiplies,
+// and the first thread feeds. Two blocks with the same rows form a cluster: each loads half of the activations into both.
 #pragma once
 
 #include "optimized/cuda/kernels/warpgroup.cuh"
@@ -10,11 +10,13 @@
 namespace squareq::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128, kBlockThreads = 2 * kGroupThreads;
+constexpr int kGroupThreads = 128, kConsumerThreads = 2 * kGroupThreads;
 
 /// Blocks that share a multiprocessor, and what each may take of its shared memory.
 template <int kRows>
 inline constexpr int kBlocks = kRows == 256 ? 1 : 2;
+template <int kRows>
+inline constexpr int kBlockThreads = kBlocks<kRows> == 1 ? 3 * kGroupThreads : kConsumerThreads;
 template <int kRows>
 inline constexpr int kSharedBytes = kBlocks<kRows> == 1 ? 227 * 1024 : 113 * 1024;
 
@@ -67,6 +69,8 @@ __device__ inline void fetch_box_for_cluster(unsigned to, const CUtensorMap* map
                : "memory");
 }
 
+__device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
+
 /// Rows of 128 bytes, swizzled over 128 bytes, groups of 8 rows 1024 bytes apart.
 __device__ inline std::uint64_t descriptor(unsigned address) {
   return static_cast<std::uint64_t>((address & 0x3FFFF) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
@@ -96,6 +100,14 @@ struct Feed {
     fetch_box_for_cluster(to + part * kRowBytes, &maps.activations, depth, first_row + part, full);
     fetch_box(to + Tile::kActivationBytes, &maps.weight, kTransposed ? first_feature : depth, kTransposed ? depth : first_feature, full);
   }
+  /// All slices, from a warpgroup of its own.
+  __device__ void run() const {
+    for (int slice = 0; slice < slices; ++slice) {
+      if (slice >= Tile::kStages) wait_empty(slice - Tile::kStages);
+      fetch(slice);
+    }
+  }
+  /// As many as there are stages; the rest follows in refill(), from a thread that multiplies as well.
   __device__ void start() const {
     for (int slice = 0; slice < min(slices, Tile::kStages); ++slice) fetch(slice);
   }
@@ -138,17 +150,12 @@ __device__ void multiply_tile(const WeightProduct& p, const Feed<T, kTransposed,
     for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, codes[step], activations + 2 * step);
     commit_products();
   };
-  const auto refill = [&](int slice) {
-    if (thread == 0) feed.refill(slice);
-    __syncwarp();
-  };
   if constexpr (kBlocks<kRows> == 1) {
     unsigned a[2][kSteps][4];
     const auto turn = [&](const unsigned (&mine)[kSteps][4], unsigned (&next)[kSteps][4], int slice) {
       multiply(mine, slice);
       wait_products<1>();
       if (slice > 0) release(slice - 1);
-      refill(slice);
       if (slice + 1 < slices) load(next, slice + 1);
     };
     load(a[0], 0);
@@ -164,26 +171,27 @@ __device__ void multiply_tile(const WeightProduct& p, const Feed<T, kTransposed,
     for (int slice = 0; slice < slices; ++slice) {
       load(a, slice);
       multiply(a, slice);
-      refill(slice);
+      if (thread == 0) feed.refill(slice);
+      __syncwarp();
       wait_products<0>();
       release(slice);
     }
   }
-  if (thread == 0) feed.finish();
-  __syncthreads();  // the tile of sums takes the place of the stages
+  if (kBlocks<kRows> > 1 && thread == 0) feed.finish();
+  sync_consumers();  // the tile of sums takes the place of the stages
 
   auto* tile = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int j = 0; j < kRowGroups; ++j) stage_fragment<kTransposed>(tile, sums[j], feature_group, j, lane);
   if (p.finish.rank) add_branch<kTransposed, kRowGroups>(p.finish, tile, feature_group, 0, first_feature, first_row, p.columns, p.rows, lane);
-  __syncthreads();
-  store_tile<kRows, kFeatures, kBlockThreads>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread);
+  sync_consumers();
+  store_tile<kRows, kFeatures, kConsumerThreads>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread);
 }
 
 #endif
 
 template <class T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kBlockThreads, kBlocks<kRows>) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
+__global__ void __launch_bounds__(kBlockThreads<kRows>, kBlocks<kRows>) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tile = WgmmaTile<T, kRows>;
   extern __shared__ unsigned char raw[];
@@ -202,9 +210,17 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<kRows>) wgmma_kernel(co
   }
   sync_cluster();  // every block's barriers are ready before anyone arrives at them
   const Feed<T, kTransposed, kRows> feed{maps, base, rank, slices, first_row, first_feature};
-  if (threadIdx.x == 0) feed.start();
-  __syncwarp();
-  multiply_tile(p, feed, shared);
+  if constexpr (kBlocks<kRows> > 1) {
+    if (threadIdx.x == 0) feed.start();
+    __syncwarp();
+    multiply_tile(p, feed, shared);
+  } else if (threadIdx.x >= kConsumerThreads) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == kConsumerThreads) feed.run(), feed.finish();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    multiply_tile(p, feed, shared);
+  }
 #else
   __trap();  // never launched: the host asks for compute capability 9.0
 #endif
@@ -221,7 +237,7 @@ cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaSt
   cluster.val.clusterDim = {kClusterSize, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(row_tiles) * static_cast<unsigned>(feature_tiles) * kClusterSize);
-  config.blockDim = dim3(kBlockThreads);
+  config.blockDim = dim3(kBlockThreads<kRows>);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
   config.attrs = &cluster;
