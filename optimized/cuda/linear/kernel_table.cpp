@@ -21,6 +21,7 @@ std::string needs_16_bits(const ProductShape& s) { return s.dtype == SQ_F32 ? "i
 std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
   if (context.major != 9) return "needs compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
   if (const std::string reason = needs_16_bits(s); !reason.empty()) return reason;
+  if (s.weight_stride < s.weight_row) return "rows of qweight overlap: " + std::to_string(s.weight_row) + " codes, " + std::to_string(s.weight_stride) + " bytes apart";
   if (s.weight_stride % 16) return "rows of qweight are " + std::to_string(s.weight_stride) + " bytes apart, tensor maps need a multiple of 16";
   return "";
 }
