@@ -17,12 +17,13 @@ __device__ inline float load_any(const void* data, int dtype, std::int64_t index
   }
 }
 
-/// sum * factor * row_scale * column_scale.
+/// sum * factor * row_scale * column_scale, in this order; a factor of 1 changes no bit.
+__device__ inline float scaled(float sum, float factor, float of_row, float of_column) {
+  return __fmul_rn(__fmul_rn(__fmul_rn(sum, factor), of_row), of_column);
+}
+
 __device__ inline float scaled(const Finish& f, float sum, int row, int column) {
-  sum = __fmul_rn(sum, f.factor);
-  if (f.row_scale) sum = __fmul_rn(sum, f.row_scale[row]);
-  if (f.column_scale) sum = __fmul_rn(sum, f.column_scale[column]);
-  return sum;
+  return scaled(sum, f.factor, f.row_scale ? f.row_scale[row] : 1.0f, f.column_scale ? f.column_scale[column] : 1.0f);
 }
 
 template <class T>
@@ -65,22 +66,33 @@ __device__ inline void store_four(const Output& out, std::int64_t row, int colum
 }
 
 /// Scales (unless the branch was added, which needs scaled sums), bias, preactivation, activation and stores of a tile [kRows, kColumns] that lies
-/// in shared memory, rows `pitch` floats apart.
-template <int kRows, int kColumns>
-__device__ void store_tile(const Finish& f, const float* tile, int pitch, int first_row, int first_column, int rows, int columns, int thread, int threads) {
-  constexpr int kGroups = kColumns / 4;
-  for (int i = thread; i < kRows * kGroups; i += threads) {
-    const int row = first_row + i / kGroups, column = first_column + i % kGroups * 4;
-    if (row >= rows || column >= columns) continue;
-    const int count = min(4, columns - column);
-    const float4 sums = *reinterpret_cast<const float4*>(tile + i / kGroups * pitch + i % kGroups * 4);
+/// in shared memory, rows `pitch` floats apart. A thread keeps its four columns.
+template <int kRows, int kColumns, int kThreadCount>
+__device__ void store_tile(const Finish& f, const float* tile, int pitch, int first_row, int first_column, int rows, int columns, int thread) {
+  constexpr int kGroups = kColumns / 4, kStep = kThreadCount / kGroups;
+  static_assert(kThreadCount % kGroups == 0 && kRows % kStep == 0, "every thread keeps its columns");
+  const int local_column = thread % kGroups * 4, column = first_column + local_column, count = min(4, columns - column);
+  if (count <= 0) return;
+  float bias[4], factor[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    bias[c] = f.bias && c < count ? f.bias[column + c] : 0.0f;
+    factor[c] = f.column_scale && c < count ? f.column_scale[column + c] : 1.0f;
+  }
+#pragma unroll 4
+  for (int local_row = thread / kGroups; local_row < kRows; local_row += kStep) {
+    const int row = first_row + local_row;
+    if (row >= rows) continue;
+    const float4 sums = *reinterpret_cast<const float4*>(tile + local_row * pitch + local_column);
     float v[4] = {sums.x, sums.y, sums.z, sums.w};
+    if (!f.rank) {
+      const float of_row = f.row_scale ? f.row_scale[row] : 1.0f;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) v[c] = scaled(v[c], f.factor, of_row, factor[c]);
+    }
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      if (!f.rank && c < count) v[c] = scaled(f, v[c], row, column + c);
-#pragma unroll
-    for (int c = 0; c < 4; ++c)
-      if (f.bias && c < count) v[c] = __fadd_rn(v[c], f.bias[column + c]);
+      if (f.bias) v[c] = __fadd_rn(v[c], bias[c]);
     if (f.preactivation.data) store_four(f.preactivation, row, column, v, count, false);
     if (f.activation != SQ_ACT_NONE) {
 #pragma unroll

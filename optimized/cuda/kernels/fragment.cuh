@@ -151,36 +151,6 @@ struct Multiply<signed char> {
   }
 };
 
-/// The low-rank branch's sums for one fragment: features feature_of(...) of `first_feature`, rows [first_row, first_row + 8).
-template <class T, bool kTransposed>
-__device__ void branch_of_16(const Finish& f, float (&c)[4], int first_feature, int first_row, int columns, int rows, int lane) {
-  const int g = lane >> 2, t = lane & 3, row = first_row + g;
-  const auto pair = [&](const void* from, int outer, int limit, int r) -> unsigned {
-    return outer < limit ? *reinterpret_cast<const unsigned*>(static_cast<const T*>(from) + static_cast<std::int64_t>(outer) * f.rank + r) : 0u;
-  };
-  const int feature0 = first_feature + feature_of<kTransposed>(g, 0), feature1 = first_feature + feature_of<kTransposed>(g, 1);
-  for (int r = 2 * t; r < f.rank; r += 16) {
-    const unsigned a[4] = {pair(f.low_columns, feature0, columns, r), pair(f.low_columns, feature1, columns, r),
-                           pair(f.low_columns, feature0, columns, r + 8), pair(f.low_columns, feature1, columns, r + 8)};
-    Multiply<T>::step(c, a, pair(f.low_rows, row, rows, r), pair(f.low_rows, row, rows, r + 8));
-  }
-}
-
-template <bool kTransposed>
-__device__ void branch_of(const Finish& f, float (&c)[4], int first_feature, int first_row, int columns, int rows, int lane) {
-  if (f.low_dtype == SQ_BF16) return branch_of_16<__nv_bfloat16, kTransposed>(f, c, first_feature, first_row, columns, rows, lane);
-  if (f.low_dtype == SQ_F16) return branch_of_16<__half, kTransposed>(f, c, first_feature, first_row, columns, rows, lane);
-  const auto* low_rows = static_cast<const float*>(f.low_rows);
-  const auto* low_columns = static_cast<const float*>(f.low_columns);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int feature = first_feature + feature_of<kTransposed>(lane >> 2, i >> 1), row = first_row + 2 * (lane & 3) + (i & 1);
-    if (feature >= columns || row >= rows) continue;
-    for (int r = 0; r < f.rank; ++r)
-      c[i] = __fmaf_rn(low_rows[static_cast<std::int64_t>(row) * f.rank + r], low_columns[static_cast<std::int64_t>(feature) * f.rank + r], c[i]);
-  }
-}
-
 /// A lane's four sums of a fragment, as they are, into the tile in shared memory: rows [8 * row_group, + 8), features [16 * feature_group, + 16).
 template <bool kTransposed, class S>
 __device__ void stage_fragment(float* tile, const S (&sums)[4], int feature_group, int row_group, int lane) {
@@ -194,22 +164,65 @@ __device__ void stage_fragment(float* tile, const S (&sums)[4], int feature_grou
   }
 }
 
-/// Scales the sums of fragments that this warp staged and adds the branch to them. Every lane touches only what it wrote itself.
-template <bool kTransposed>
-__device__ void add_branch(const Finish& f, float* tile, int first_feature_group, int feature_groups, int first_row_group, int row_groups, int first_feature,
-                           int first_row, int columns, int rows, int lane) {
+/// The low-rank branch's sums for kGroups fragments of 8 rows each, from `first_row` on, and the 16 features from `first_feature` on.
+template <class T, bool kTransposed, int kGroups>
+__device__ void branch_of_16(const Finish& f, float (&sums)[kGroups][4], int first_feature, int first_row, int columns, int rows, int lane) {
   const int g = lane >> 2, t = lane & 3;
+  const auto pair = [&](const void* from, int outer, int limit, int r) -> unsigned {
+    return outer < limit ? *reinterpret_cast<const unsigned*>(static_cast<const T*>(from) + static_cast<std::int64_t>(outer) * f.rank + r) : 0u;
+  };
+  const int feature0 = first_feature + feature_of<kTransposed>(g, 0), feature1 = first_feature + feature_of<kTransposed>(g, 1);
 #pragma unroll 1
-  for (int fragment = 0; fragment < feature_groups * row_groups; ++fragment) {
-    const int feature_group = first_feature_group + fragment / row_groups, row_group = first_row_group + fragment % row_groups;
-    float branch[4] = {};
-    branch_of<kTransposed>(f, branch, first_feature + 16 * feature_group, first_row + 8 * row_group, columns, rows, lane);
+  for (int r = 2 * t; r < f.rank; r += 16) {
+    const unsigned a[4] = {pair(f.low_columns, feature0, columns, r), pair(f.low_columns, feature1, columns, r),
+                           pair(f.low_columns, feature0, columns, r + 8), pair(f.low_columns, feature1, columns, r + 8)};
+    unsigned b[kGroups][2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int feature = 16 * feature_group + feature_of<kTransposed>(g, i >> 1), row = 8 * row_group + 2 * t + (i & 1);
-      if (first_feature + feature >= columns || first_row + row >= rows) continue;
-      float& sum = tile[row * kTilePitch + feature];
-      sum = __fmaf_rn(f.scaling, branch[i], scaled(f, sum, first_row + row, first_feature + feature));
+    for (int j = 0; j < kGroups; ++j) b[j][0] = pair(f.low_rows, first_row + 8 * j + g, rows, r), b[j][1] = pair(f.low_rows, first_row + 8 * j + g, rows, r + 8);
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) Multiply<T>::step(sums[j], a, b[j][0], b[j][1]);
+  }
+}
+
+/// The same in fp32.
+template <bool kTransposed, int kGroups>
+__device__ void branch_of_32(const Finish& f, float (&sums)[kGroups][4], int first_feature, int first_row, int columns, int rows, int lane) {
+  const auto* low_rows = static_cast<const float*>(f.low_rows);
+  const auto* low_columns = static_cast<const float*>(f.low_columns);
+#pragma unroll
+  for (int i = 0; i < 4 * kGroups; ++i) {
+    const int feature = first_feature + feature_of<kTransposed>(lane >> 2, i >> 1 & 1), row = first_row + i / 4 * 8 + 2 * (lane & 3) + (i & 1);
+    if (feature >= columns || row >= rows) continue;
+    for (int r = 0; r < f.rank; ++r)
+      sums[i / 4][i % 4] = __fmaf_rn(low_rows[static_cast<std::int64_t>(row) * f.rank + r], low_columns[static_cast<std::int64_t>(feature) * f.rank + r], sums[i / 4][i % 4]);
+  }
+}
+
+/// Scales the sums of kRowGroups fragments that this warp staged and adds the branch to them. Every lane touches only what it wrote itself.
+template <bool kTransposed, int kRowGroups>
+__device__ void add_branch(const Finish& f, float* tile, int feature_group, int first_row_group, int first_feature, int first_row, int columns, int rows, int lane) {
+  constexpr int kGroups = kRowGroups < 8 ? kRowGroups : 8;  // at a time, so that their loads overlap
+  const int g = lane >> 2, t = lane & 3;
+  float of_column[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int feature = first_feature + 16 * feature_group + feature_of<kTransposed>(g, half);
+    of_column[half] = f.column_scale && feature < columns ? f.column_scale[feature] : 1.0f;
+  }
+#pragma unroll 1
+  for (int group = first_row_group; group < first_row_group + kRowGroups; group += kGroups) {
+    float branch[kGroups][4] = {};
+    const int feature = first_feature + 16 * feature_group, row = first_row + 8 * group;
+    if (f.low_dtype == SQ_BF16) branch_of_16<__nv_bfloat16, kTransposed, kGroups>(f, branch, feature, row, columns, rows, lane);
+    else if (f.low_dtype == SQ_F16) branch_of_16<__half, kTransposed, kGroups>(f, branch, feature, row, columns, rows, lane);
+    else branch_of_32<kTransposed, kGroups>(f, branch, feature, row, columns, rows, lane);
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; ++i) {
+      const int local_row = 8 * group + i / 4 * 8 + 2 * t + (i & 1), half = i >> 1 & 1;
+      if (first_row + local_row >= rows) continue;
+      const float of_row = f.row_scale ? f.row_scale[first_row + local_row] : 1.0f;
+      float& sum = tile[local_row * kTilePitch + 16 * feature_group + feature_of<kTransposed>(g, half)];
+      sum = __fmaf_rn(f.scaling, branch[i / 4][i % 4], scaled(sum, f.factor, of_row, of_column[half]));
     }
   }
 }

@@ -83,10 +83,10 @@ __global__ void __launch_bounds__(kThreads, 2) mma_kernel(const __grid_constant_
 #pragma unroll
     for (int j = 0; j < kRowGroups; ++j)
       stage_fragment<kTransposed>(tile, sums[i][j], feature_group + i, first_group + j, lane);
-  if (p.finish.rank)
-    add_branch<kTransposed>(p.finish, tile, feature_group, 2, first_group, kRowGroups, first_feature, first_row, p.columns, p.rows, lane);
+  for (int i = 0; i < 2 && p.finish.rank; ++i)
+    add_branch<kTransposed, kRowGroups>(p.finish, tile, feature_group + i, first_group, first_feature, first_row, p.columns, p.rows, lane);
   __syncthreads();
-  store_tile<kRows, kFeatures>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, threadIdx.x, kThreads);
+  store_tile<kRows, kFeatures, kThreads>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, threadIdx.x);
 }
 
 template <class T, bool kTransposed, int kRows>

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) product(Operand left, Operand right,
       tile[my_row + i][my_column + j] = sum[i][j];
     }
   __syncthreads();
-  store_tile<kTile, kTile>(f, &tile[0][0], kPitch, first_row, first_column, rows, columns, threadIdx.x, kThreads);
+  store_tile<kTile, kTile, kThreads>(f, &tile[0][0], kPitch, first_row, first_column, rows, columns, threadIdx.x);
 }
 
 }  // namespace

@@ -37,28 +37,64 @@ __device__ LongSum block_sum(LongSum mine) {
   return total;
 }
 
-/// The block's largest magnitude, in every thread; NaN where any is NaN or infinite.
-__device__ float block_max(float mine) {
-  __shared__ float of_warp[kThreads / 32];
-  const auto larger = [](float a, float b) { return isnan(a) || isnan(b) ? __int_as_float(0x7FFFFFFF) : fmaxf(a, b); };
-  for (int offset = 16; offset > 0; offset /= 2) mine = larger(mine, __shfl_xor_sync(kAllLanes, mine, offset));
+/// The block's largest magnitude, in every thread; NaN where any is NaN or infinite. As bits, magnitudes are ordered like integers, and what is not
+/// finite lies above all that is.
+__device__ float block_max(unsigned mine) {
+  __shared__ unsigned of_warp[kThreads / 32];
+  mine = __reduce_max_sync(kAllLanes, mine);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = mine;
   __syncthreads();
-  float all = 0;
-  for (int w = 0; w < kThreads / 32; ++w) all = larger(all, of_warp[w]);
+  unsigned all = 0;
+  for (int w = 0; w < kThreads / 32; ++w) all = max(all, of_warp[w]);
   __syncthreads();
-  return all;
+  return __uint_as_float(all >= 0x7F800000u ? 0x7FFFFFFFu : all);
 }
 
-__device__ float magnitude(float x) { return isinf(x) ? __int_as_float(0x7FFFFFFF) : fabsf(x); }
+/// Elements [column, column + 8) of a row, zeros from `columns` on; in 16-byte loads where the address allows them.
+__device__ void load_eight(const Rows& from, std::int64_t row, std::int64_t column, float (&v)[8]) {
+  const std::int64_t at = row * from.row_stride + column;
+  const bool whole = column + 8 <= from.columns;
+  if (whole && from.dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 2 * at) % 16 == 0) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + at);
+    const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (from.dtype == SQ_BF16) {
+        v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+      } else {
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+        v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+      }
+    }
+    return;
+  }
+  if (whole && from.dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 4 * at) % 16 == 0) {
+    const auto* quads = reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + at);
+    const float4 a = quads[0], b = quads[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = column + i < from.columns ? load_any(from.data, from.dtype, at + i) : 0.0f;
+}
+
+__device__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
 
 __device__ float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
 
-__device__ std::int8_t code(float x, float scale) {
-  return isnan(scale) ? std::int8_t{0} : static_cast<std::int8_t>(fminf(fmaxf(rintf(__fdiv_rn(x, scale)), -127.0f), 127.0f));
+/// clamp(round_half_even(x / scale)) with `inverse` = 1 / scale; 0 where the scale is NaN. The product is off the quotient by less than 2^-15, so only
+/// near a tie is the division needed.
+__device__ std::int8_t code(float x, float scale, float inverse) {
+  if (isnan(scale)) return 0;
+  float quotient = __fmul_rn(x, inverse);
+  if (fabsf(quotient - rintf(quotient)) > 0.4999f || !isfinite(inverse)) quotient = __fdiv_rn(x, scale);
+  return static_cast<std::int8_t>(fminf(fmaxf(rintf(quotient), -127.0f), 127.0f));
 }
 
-/// Element k of row m behind its producer, in fp32.
+/// Eight neighbouring elements per thread and turn.
+constexpr int kEight = 8, kTurn = kEight * kThreads;
+
+/// Row m behind its producer, in fp32. Elements from the row's length on are of no meaning.
 struct Produced {
   const Producer& producer;
   const Rows& x;
@@ -66,51 +102,77 @@ struct Produced {
   LongSum mean;
   float inverse = 1;
 
-  __device__ float raw(std::int64_t k) const { return load_any(x.data, x.dtype, row * x.row_stride + k); }
-  __device__ float centred(std::int64_t k) const { return __fsub_rn(__fsub_rn(raw(k), mean.high), mean.low); }
+  __device__ float centred(float raw) const { return __fsub_rn(__fsub_rn(raw, mean.high), mean.low); }
 
   /// Mean and standard deviation of a row, where the producer is a LayerNorm. Every thread of the block calls this.
   __device__ void measure() {
     if (producer.kind != SQ_PRODUCER_LAYERNORM_MODULATE) return;
-    LongSum sum;
-    for (std::int64_t k = threadIdx.x; k < x.columns; k += kThreads) sum.add(raw(k));
+    LongSum sum, squares;
+    float v[kEight];
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      load_eight(x, row, k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) sum.add(v[i]);  // zeros beyond the end add nothing
+    }
     sum = block_sum(sum);
     const double exact = (static_cast<double>(sum.high) + sum.low) / static_cast<double>(x.columns);
     mean.high = static_cast<float>(exact);
     mean.low = static_cast<float>(exact - mean.high);
-    LongSum squares;
-    for (std::int64_t k = threadIdx.x; k < x.columns; k += kThreads) squares.add(__fmul_rn(centred(k), centred(k)));
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      load_eight(x, row, k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < x.columns) squares.add(__fmul_rn(centred(v[i]), centred(v[i])));
+    }
     squares = block_sum(squares);
     const double variance = (static_cast<double>(squares.high) + squares.low) / static_cast<double>(x.columns);
     inverse = static_cast<float>(1.0 / sqrt(variance + static_cast<double>(producer.epsilon)));
   }
 
-  __device__ float operator()(std::int64_t k) const {
-    switch (producer.kind) {
-      case SQ_PRODUCER_GELU_TANH: return activate(SQ_ACT_GELU_TANH, raw(k));
-      case SQ_PRODUCER_LAYERNORM_MODULATE: {
-        const std::int64_t group = row / producer.rows_per_group;
-        const float scale = load_any(producer.scale.data, producer.scale.dtype, group * producer.scale.row_stride + k);
-        const float shift = load_any(producer.shift.data, producer.shift.dtype, group * producer.shift.row_stride + k);
-        return __fadd_rn(__fmul_rn(__fmul_rn(centred(k), inverse), __fadd_rn(1.0f, scale)), shift);
-      }
-      default: return raw(k);
+  __device__ void load(std::int64_t k, float (&v)[kEight]) const {
+    load_eight(x, row, k, v);
+    if (producer.kind == SQ_PRODUCER_GELU_TANH) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) v[i] = activate(SQ_ACT_GELU_TANH, v[i]);
+    } else if (producer.kind == SQ_PRODUCER_LAYERNORM_MODULATE) {
+      float scale[kEight], shift[kEight];
+      load_eight(producer.scale, row / producer.rows_per_group, k, scale);
+      load_eight(producer.shift, row / producer.rows_per_group, k, shift);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) v[i] = __fadd_rn(__fmul_rn(__fmul_rn(centred(v[i]), inverse), __fadd_rn(1.0f, scale[i])), shift[i]);
     }
   }
 };
 
 __global__ void __launch_bounds__(kThreads) quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
-    Produced value{producer, x, m, {}};
-    value.measure();
-    float largest = 0;
-    for (std::int64_t k = threadIdx.x; k < x.columns; k += kThreads) {
-      const float v = magnitude(value(k));
-      largest = isnan(v) ? v : isnan(largest) ? largest : fmaxf(largest, v);
+    Produced produced{producer, x, m, {}};
+    produced.measure();
+    float v[kEight];
+    unsigned largest = 0;
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      produced.load(k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < x.columns) largest = max(largest, magnitude(v[i]));
     }
     const float s = token_scale(block_max(largest));
+    const float inverse = __frcp_rn(s);
     if (threadIdx.x == 0) scale[m] = s;
-    for (std::int64_t k = threadIdx.x; k < padded; k += kThreads) q[m * q_stride + k] = k < x.columns ? code(value(k), s) : std::int8_t{0};
+    for (std::int64_t k = kEight * threadIdx.x; k < padded; k += kTurn) {
+      produced.load(k, v);
+      std::int8_t codes[kEight];
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) codes[i] = k + i < x.columns ? code(v[i], s, inverse) : std::int8_t{0};
+      std::int8_t* to = q + m * q_stride + k;
+      if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
+        memcpy(__builtin_assume_aligned(to, 8), codes, sizeof codes);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < padded) to[i] = codes[i];
+    }
   }
 }
 
@@ -128,26 +190,56 @@ __device__ int permuted_position(int n) { return n % 8 / 2 * 4 + n / 8 * 2 + n %
 /// 2^e with `largest` 2^-e in [2^13, 2^14): small gradients times small scales would fall below the normal numbers of fp16.
 __device__ int exponent_for_half(float largest) { return largest > 0 && isfinite(largest) ? max(-110, min(110, ilogbf(largest) - 13)) : 0; }
 
-__global__ void __launch_bounds__(kThreads) gradient_rows_kernel(GradientRows job) {
+/// v[0, 8) at data + index; in 16-byte stores where the address allows them.
+__device__ void store_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight], int count) {
+  const bool whole = count >= kEight;
+  if (whole && dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 4 * index) % 16 == 0) {
+    auto* to = reinterpret_cast<float4*>(static_cast<float*>(data) + index);
+    to[0] = make_float4(v[0], v[1], v[2], v[3]), to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    return;
+  }
+  if (whole && dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 2 * index) % 16 == 0) {
+    auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
+    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]), pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
+                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]), pack_two<__half>(v[6], v[7]));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kEight; ++i)
+    if (i < count) store_any(data, dtype, index + i, v[i]);
+}
+
+__global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
   const std::int64_t columns = job.dy.columns;
   const bool two_passes = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);
+  const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
   for (std::int64_t m = blockIdx.x; m < job.dy.rows; m += gridDim.x) {
-    const auto gradient = [&](std::int64_t n) {
-      const float dy = load_any(job.dy.data, job.dy.dtype, m * job.dy.row_stride + n);
-      if (job.activation == SQ_ACT_NONE) return dy;
-      const float p = load_any(job.preactivation.data, job.preactivation.dtype, m * job.preactivation.row_stride + n);
-      return __fmul_rn(dy, activation_derivative(job.activation, p));
-    };
-    float row_scale = 1, factor = 1;
-    if (two_passes) {
-      float largest = 0;
-      for (std::int64_t n = threadIdx.x; n < columns; n += kThreads) {
-        const float v = magnitude(__fmul_rn(gradient(n), job.scale[n]));
-        largest = isnan(v) ? v : isnan(largest) ? largest : fmaxf(largest, v);
+    /// G, and G scale, of eight columns; zeros beyond the last.
+    const auto load = [&](std::int64_t n, float (&g)[kEight], float (&scaled)[kEight]) {
+      float s[kEight];
+      load_eight(job.dy, m, n, g);
+      load_eight(scale, 0, n, s);
+      if (job.activation != SQ_ACT_NONE) {
+        float p[kEight];
+        load_eight(job.preactivation, m, n, p);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) g[i] = __fmul_rn(g[i], activation_derivative(job.activation, p[i]));
       }
-      largest = block_max(largest);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(g[i], s[i]);
+    };
+    float g[kEight], scaled[kEight], row_scale = 1, factor = 1;
+    if (two_passes) {
+      unsigned bits = 0;
+      for (std::int64_t n = kEight * threadIdx.x; n < columns; n += kTurn) {
+        load(n, g, scaled);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(scaled[i]));
+      }
+      const float largest = block_max(bits);
       if (job.scaled_dtype == SQ_I8) {
         row_scale = token_scale(largest);
+        factor = __frcp_rn(row_scale);
       } else {
         row_scale = scalbnf(1.0f, exponent_for_half(largest));
         factor = scalbnf(1.0f, -exponent_for_half(largest));
@@ -155,16 +247,23 @@ __global__ void __launch_bounds__(kThreads) gradient_rows_kernel(GradientRows jo
       if (threadIdx.x == 0) job.row_scale[m] = row_scale;
     }
     const std::int64_t end = job.scaled ? job.scaled_stride : columns;
-    for (std::int64_t n = threadIdx.x; n < end; n += kThreads) {
-      const float g = n < columns ? gradient(n) : 0.0f;
-      if (job.g && n < columns) store_any(job.g, job.g_dtype, m * columns + n, g);
+    for (std::int64_t n = kEight * threadIdx.x; n < end; n += kTurn) {
+      load(n, g, scaled);
+      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, g, static_cast<int>(min(columns - n, std::int64_t{kEight})));
       if (!job.scaled) continue;
-      const float s = n < columns ? __fmul_rn(g, job.scale[n]) : 0.0f;
+      const std::int64_t row = m * job.scaled_stride;
       if (job.scaled_dtype == SQ_I8) {
-        static_cast<std::int8_t*>(job.scaled)[m * job.scaled_stride + n / 16 * 16 + permuted_position(static_cast<int>(n % 16))] = code(s, row_scale);
-      } else {
-        store_any(job.scaled, job.scaled_dtype, m * job.scaled_stride + n, __fmul_rn(s, factor));
+        auto* group = static_cast<std::int8_t*>(job.scaled) + row + n / 16 * 16;
+#pragma unroll
+        for (int i = 0; i < kEight; i += 2) {  // neighbours stay neighbours
+          const std::int8_t pair[2] = {code(scaled[i], row_scale, factor), code(scaled[i + 1], row_scale, factor)};
+          memcpy(__builtin_assume_aligned(group + permuted_position(static_cast<int>(n % 16) + i), 2), pair, 2);
+        }
+        continue;
       }
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(scaled[i], factor);
+      store_eight(job.scaled, job.scaled_dtype, row + n, scaled, kEight);
     }
   }
 }

@@ -1,6 +1,7 @@
-// A product on Hopper's warpgroup tensor cores: a block of three warpgroups makes 128 features by kRows rows. One thread of the first group feeds a
-// ring of stages through TMA; each of the others multiplies 64 features, which it converts from codes in registers while its last slice is being
-// multiplied. Two blocks with the same rows form a cluster: each loads half of the activations into both.
+// A product on Hopper's warpgroup tensor cores: a block makes 128 features by kRows rows, in two warpgroups of 64 features each, from a ring of stages
+// that TMA fills. Codes are converted in registers. Blocks of 256 rows have the multiprocessor to themselves: a warpgroup converts its next slice
+// while the last one is multiplied, and a third warpgroup feeds the ring. Smaller blocks share it by two: one converts while the other multiplies,
+// and the first thread feeds. Two blocks with the same rows form a cluster: each loads half of the activations into both.
 #pragma once
 
 #include "optimized/cuda/kernels/warpgroup.cuh"
@@ -9,15 +10,23 @@
 namespace squareq::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128, kBlockThreads = 3 * kGroupThreads, kConsumerThreads = 2 * kGroupThreads;
-constexpr int kSharedBytes = 227 * 1024;
+constexpr int kGroupThreads = 128, kConsumerThreads = 2 * kGroupThreads;
+
+/// Blocks that share a multiprocessor, and what each may take of its shared memory.
+template <int kRows>
+inline constexpr int kBlocks = kRows == 256 ? 1 : 2;
+template <int kRows>
+inline constexpr int kBlockThreads = kBlocks<kRows> == 1 ? 3 * kGroupThreads : kConsumerThreads;
+template <int kRows>
+inline constexpr int kSharedBytes = kBlocks<kRows> == 1 ? 227 * 1024 : 113 * 1024;
 
 template <class T, int kRows>
 struct WgmmaTile {
   static constexpr int kActivationBytes = kRows * kRowBytes;
   static constexpr int kWeightBytes = kFeatures * kDepth<T>;
   static constexpr int kStage = kActivationBytes + kWeightBytes;
-  static constexpr int kStages = (kSharedBytes - 2048) / kStage > 8 ? 8 : (kSharedBytes - 2048) / kStage;
+  static constexpr int kStages = (kSharedBytes<kRows> - 2048) / kStage;
+  static constexpr int kLag = kStages > 3 ? 2 : 1;  // a stage is refilled this many slices after the one it held
   static constexpr int kBarriers = kStages * kStage;  // offset of the barriers
   static constexpr int kShared = kBarriers + 16 * kStages + 1024;  // and up to 1023 bytes to start at a multiple of 1024
   static_assert(kRows * kTilePitch * 4 <= kBarriers, "the tile of sums takes the place of the stages");
@@ -36,15 +45,16 @@ __device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
 
 __device__ inline void expect_bytes(unsigned barrier, unsigned bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
 
-/// Arrives at the same barrier of block `rank` of the cluster.
+/// Arrives at the same barrier of block `rank` of the cluster. What the arrival releases is a place to write to, so block scope is enough; a release
+/// at cluster scope would cost a fence of the whole device.
 __device__ inline void arrive_at(unsigned barrier, unsigned rank) {
   asm volatile(
       "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(barrier), "r"(rank) : "memory");
+      "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier), "r"(rank) : "memory");
 }
 
 __device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 __device__ inline void fetch_box(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
@@ -71,28 +81,57 @@ __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync
 template <int kPending>
 __device__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
 
+/// What the one thread that feeds the block does.
 template <class T, bool kTransposed, int kRows>
-__device__ void produce(const ProductMaps& maps, unsigned base, int slices, int first_row, int first_feature, unsigned rank) {
+struct Feed {
   using Tile = WgmmaTile<T, kRows>;
-  constexpr int kPart = kRows / kClusterSize;
-  for (int slice = 0; slice < slices; ++slice) {
-    const int stage = slice % Tile::kStages;
-    const unsigned full = base + Tile::kBarriers + 16 * stage, empty = full + 8, to = base + stage * Tile::kStage;
-    if (slice >= Tile::kStages) wait_barrier(empty, (slice / Tile::kStages - 1) & 1);
+  const ProductMaps& maps;
+  unsigned base, rank;
+  int slices, first_row, first_feature;
+
+  /// Waits until every warpgroup of the cluster is done with a slice.
+  __device__ void wait_empty(int slice) const { wait_barrier(base + Tile::kBarriers + 16 * (slice % Tile::kStages) + 8, slice / Tile::kStages & 1); }
+
+  __device__ void fetch(int slice) const {
+    constexpr int kPart = kRows / kClusterSize;
+    const int stage = slice % Tile::kStages, depth = slice * kDepth<T>, part = static_cast<int>(rank) * kPart;
+    const unsigned full = base + Tile::kBarriers + 16 * stage, to = base + stage * Tile::kStage;
     expect_bytes(full, Tile::kStage);
-    const int depth = slice * kDepth<T>, part = static_cast<int>(rank) * kPart;
     fetch_box_for_cluster(to + part * kRowBytes, &maps.activations, depth, first_row + part, full);
     fetch_box(to + Tile::kActivationBytes, &maps.weight, kTransposed ? first_feature : depth, kTransposed ? depth : first_feature, full);
   }
-}
+  /// All slices, from a warpgroup of its own.
+  __device__ void run() const {
+    for (int slice = 0; slice < slices; ++slice) {
+      if (slice >= Tile::kStages) wait_empty(slice - Tile::kStages);
+      fetch(slice);
+    }
+  }
+  /// As many as there are stages; the rest follows in refill(), from a thread that multiplies as well.
+  __device__ void start() const {
+    for (int slice = 0; slice < min(slices, Tile::kStages); ++slice) fetch(slice);
+  }
+  /// While `slice` is being multiplied: the stage of the slice kLag before it takes its next one.
+  __device__ void refill(int slice) const {
+    const int done = slice - Tile::kLag;
+    if (done < 0 || done + Tile::kStages >= slices) return;
+    wait_empty(done);
+    fetch(done + Tile::kStages);
+  }
+  /// The block stays until nobody will arrive at its barriers any more.
+  __device__ void finish() const {
+    for (int slice = max(0, slices - Tile::kStages); slice < slices; ++slice) wait_empty(slice);
+  }
+};
 
 template <class T, bool kTransposed, int kRows>
-__device__ void consume(const WeightProduct& p, unsigned char* shared, unsigned base, int slices, int first_row, int first_feature) {
+__device__ void multiply_tile(const WeightProduct& p, const Feed<T, kTransposed, kRows>& feed, unsigned char* shared) {
   using Tile = WgmmaTile<T, kRows>;
   constexpr int kRowGroups = kRows / 8;
-  const int thread = threadIdx.x - kGroupThreads, lane = threadIdx.x % 32, feature_group = thread / 32;
+  const int thread = threadIdx.x, lane = threadIdx.x % 32, feature_group = thread / 32;
+  const unsigned base = feed.base;
+  const int slices = feed.slices, first_row = feed.first_row, first_feature = feed.first_feature;
   typename Multiply<T>::Sum sums[kRowGroups][4] = {};
-  unsigned a[2][kSteps][4];
 
   const auto load = [&](unsigned (&to)[kSteps][4], int slice) {
     const int stage = slice % Tile::kStages;
@@ -104,36 +143,55 @@ __device__ void consume(const WeightProduct& p, unsigned char* shared, unsigned 
   const auto release = [&](int slice) {
     if (thread % kGroupThreads < kClusterSize) arrive_at(base + Tile::kBarriers + 16 * (slice % Tile::kStages) + 8, thread % kGroupThreads);
   };
-  const auto turn = [&](const unsigned (&mine)[kSteps][4], unsigned (&next)[kSteps][4], int slice) {
+  const auto multiply = [&](const unsigned (&codes)[kSteps][4], int slice) {
     const std::uint64_t activations = descriptor(base + slice % Tile::kStages * Tile::kStage);
     fence_registers();
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, mine[step], activations + 2 * step);
+    for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, codes[step], activations + 2 * step);
     commit_products();
-    wait_products<1>();
-    if (slice > 0) release(slice - 1);
-    if (slice + 1 < slices) load(next, slice + 1);
   };
-  load(a[0], 0);
-  for (int slice = 0; slice < slices; slice += 2) {
-    turn(a[0], a[1], slice);
-    if (slice + 1 < slices) turn(a[1], a[0], slice + 1);
+  if constexpr (kBlocks<kRows> == 1) {
+    unsigned a[2][kSteps][4];
+    const auto turn = [&](const unsigned (&mine)[kSteps][4], unsigned (&next)[kSteps][4], int slice) {
+      multiply(mine, slice);
+      wait_products<1>();
+      if (slice > 0) release(slice - 1);
+      if (slice + 1 < slices) load(next, slice + 1);
+    };
+    load(a[0], 0);
+    for (int slice = 0; slice < slices; slice += 2) {
+      turn(a[0], a[1], slice);
+      if (slice + 1 < slices) turn(a[1], a[0], slice + 1);
+    }
+    wait_products<0>();
+    release(slices - 1);
+  } else {
+    unsigned a[kSteps][4];
+#pragma unroll 1
+    for (int slice = 0; slice < slices; ++slice) {
+      load(a, slice);
+      multiply(a, slice);
+      if (thread == 0) feed.refill(slice);
+      __syncwarp();
+      wait_products<0>();
+      release(slice);
+    }
   }
-  wait_products<0>();
+  if (kBlocks<kRows> > 1 && thread == 0) feed.finish();
   sync_consumers();  // the tile of sums takes the place of the stages
 
   auto* tile = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int j = 0; j < kRowGroups; ++j) stage_fragment<kTransposed>(tile, sums[j], feature_group, j, lane);
-  if (p.finish.rank) add_branch<kTransposed>(p.finish, tile, feature_group, 1, 0, kRowGroups, first_feature, first_row, p.columns, p.rows, lane);
+  if (p.finish.rank) add_branch<kTransposed, kRowGroups>(p.finish, tile, feature_group, 0, first_feature, first_row, p.columns, p.rows, lane);
   sync_consumers();
-  store_tile<kRows, kFeatures>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread, kConsumerThreads);
+  store_tile<kRows, kFeatures, kConsumerThreads>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread);
 }
 
 #endif
 
 template <class T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
+__global__ void __launch_bounds__(kBlockThreads<kRows>, kBlocks<kRows>) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tile = WgmmaTile<T, kRows>;
   extern __shared__ unsigned char raw[];
@@ -146,19 +204,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_co
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       init_barrier(base + Tile::kBarriers + 16 * stage, 1);
-      init_barrier(base + Tile::kBarriers + 16 * stage + 8, 2 * kClusterSize);  // both consumers of every block
+      init_barrier(base + Tile::kBarriers + 16 * stage + 8, 2 * kClusterSize);  // both warpgroups of every block
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  sync_cluster();
-  if (threadIdx.x < kGroupThreads) {
+  sync_cluster();  // every block's barriers are ready before anyone arrives at them
+  const Feed<T, kTransposed, kRows> feed{maps, base, rank, slices, first_row, first_feature};
+  if constexpr (kBlocks<kRows> > 1) {
+    if (threadIdx.x == 0) feed.start();
+    __syncwarp();
+    multiply_tile(p, feed, shared);
+  } else if (threadIdx.x >= kConsumerThreads) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 0) produce<T, kTransposed, kRows>(maps, base, slices, first_row, first_feature, rank);
+    if (threadIdx.x == kConsumerThreads) feed.run(), feed.finish();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    consume<T, kTransposed, kRows>(p, shared, base, slices, first_row, first_feature);
+    multiply_tile(p, feed, shared);
   }
-  sync_cluster();  // a block stays until nobody writes into it any more
 #else
   __trap();  // never launched: the host asks for compute capability 9.0
 #endif
@@ -175,7 +237,7 @@ cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaSt
   cluster.val.clusterDim = {kClusterSize, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(row_tiles) * static_cast<unsigned>(feature_tiles) * kClusterSize);
-  config.blockDim = dim3(kBlockThreads);
+  config.blockDim = dim3(kBlockThreads<kRows>);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
   config.attrs = &cluster;

@@ -21,22 +21,26 @@ std::string needs_16_bits(const ProductShape& s) { return s.dtype == SQ_F32 ? "i
 std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
   if (context.major != 9) return "needs compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
   if (const std::string reason = needs_16_bits(s); !reason.empty()) return reason;
+  if (s.weight_stride < s.weight_row) return "rows of qweight overlap: " + std::to_string(s.weight_row) + " codes, " + std::to_string(s.weight_stride) + " bytes apart";
   if (s.weight_stride % 16) return "rows of qweight are " + std::to_string(s.weight_stride) + " bytes apart, tensor maps need a multiple of 16";
   return "";
 }
 
 std::int64_t blocks(const ProductShape& s, int token_tile) { return (s.rows + token_tile - 1) / token_tile * ((s.columns + 127) / 128); }
 
-/// The tile with the smallest estimate of time on a device of 132 multiprocessors, one block each: waves times clocks of a block. A slice of 128
-/// bytes of depth takes 4 clocks per row on the tensor cores; narrow tiles move more bytes per product.
+/// The tile with the smallest estimate of time on a device of 132 multiprocessors. A slice of 128 bytes of depth takes 4 clocks per row on the tensor
+/// cores; narrow tiles read more bytes of shared memory per product, so that they take longer (percent, fitted to bench/cuda on an H200, where the
+/// estimate picks the fastest tile or one within 1 % of it for FLUX.1's and SDXL's shapes). `overhead` is a block's start and end in clocks; blocks of
+/// fewer than 256 rows share a multiprocessor by two. On codes, 256 rows never won.
 int wgmma_tile(const ProductShape& s) {
-  constexpr struct { int tile, percent; } kTiles[] = {{256, 100}, {128, 106}, {64, 130}};
+  constexpr struct { int tile, blocks, percent, overhead; } kTiles[] = {{256, 1, 100, 9000}, {128, 2, 140, 3000}, {64, 2, 180, 3000}};
   const std::int64_t slices = (s.depth * static_cast<std::int64_t>(dtype_bytes(s.dtype)) + 127) / 128;
   int best = 0;
   std::int64_t least = 0;
-  for (const auto& [tile, percent] : kTiles) {
-    const std::int64_t made = (s.rows + tile - 1) / tile * ((s.columns + 255) / 256) * 2, waves = (made + 131) / 132;
-    const std::int64_t clocks = waves * (slices * 4 * tile * percent / 100 + 3000 + 10 * tile);
+  for (const auto& [tile, blocks_there, percent, overhead] : kTiles) {
+    if (s.dtype == SQ_I8 && tile == 256) continue;
+    const std::int64_t made = (s.rows + tile - 1) / tile * ((s.columns + 255) / 256) * 2, per_processor = (made + 131) / 132;
+    const std::int64_t clocks = per_processor * (slices * 4 * tile * percent / 100) + (per_processor + blocks_there - 1) / blocks_there * overhead;
     if (best == 0 || clocks < least) best = tile, least = clocks;
   }
   return best;

@@ -37,13 +37,14 @@ struct Host {
 /// a [m, k] times b [n, k] transposed.
 inline Host product(const Host& a, const Host& b) {
   Host c(a.rows, b.rows);
-  for (std::int64_t i = 0; i < a.rows; ++i)
-    for (std::int64_t j = 0; j < b.rows; ++j) {
-      double sum = 0;
-      const double *x = a.values.data() + i * a.columns, *y = b.values.data() + j * b.columns;
-      for (std::int64_t k = 0; k < a.columns; ++k) sum += x[k] * y[k];
-      c.at(i, j) = sum;
+  const Host right = b.transposed();
+  for (std::int64_t i = 0; i < a.rows; ++i) {
+    double* sums = c.values.data() + i * c.columns;
+    for (std::int64_t k = 0; k < a.columns; ++k) {
+      const double x = a.at(i, k), *y = right.values.data() + k * right.columns;
+      for (std::int64_t j = 0; j < c.columns; ++j) sums[j] += x * y[j];
     }
+  }
   return c;
 }
 
