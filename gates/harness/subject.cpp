@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gates/harness/placement.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq::gates {
@@ -83,18 +84,31 @@ sq_host host_with(std::uint32_t threads) {
 
 Instance::Instance(const Implementation& implementation, std::uint32_t threads) : Instance(implementation, host_with(threads)) {}
 
-Instance::Instance(const Implementation& implementation, sq_host host) : meter_(std::make_unique<Meter>()) {
+Instance::Instance(const Implementation& implementation, sq_host host) : meter_(std::make_unique<Meter>(device_of(implementation))) {
   host.allocator = meter_->table();
   context_.emplace(implementation, host);
 }
 
 Subject Subject::open(const GateOptions& options) {
   Subject subject(Implementation::load(find_backend(options.backend)));
+  subject.place_tensors();
   if (!is_path(options.backend)) {
     if (options.format && !subject.main_->format) subject.format_.emplace(options.format);
     if (options.module && !subject.main_->module) subject.module_.emplace(options.module);
   }
   return subject;
+}
+
+Subject Subject::on(const Implementation& implementation, DeviceMemory& device) {
+  use_device(&device);
+  return Subject(placed_on(implementation, device));
+}
+
+/// What describes itself badly is judged where it is described, and runs on the host.
+void Subject::place_tensors() {
+  const json d = json::parse(main_.describe(), nullptr, false);
+  if (!d.is_object() || d.value("device", json()) != "cuda" || d.value("usable", json(true)) == false) return;
+  *this = on(main_, cuda_device_memory());
 }
 
 const Implementation& Subject::of_group(std::string_view group) const {

@@ -58,8 +58,11 @@ class Instance {
 
 class Subject {
  public:
-  /// Loads the backend of `options` in this process. Throws CFG_BACKEND or CALL_VERSION.
+  /// Loads the backend of `options` in this process; one that describes the device "cuda" gets its tensors there. Throws CFG_BACKEND (also
+  /// where the suite cannot use the GPU) or CALL_VERSION.
   static Subject open(const GateOptions& options);
+  /// An implementation whose tensors, slots and workspace lie on `device`: every tensor of this process is placed there from now on.
+  static Subject on(const Implementation& implementation, DeviceMemory& device);
 
   /// Which table serves a group: the backend's own, or, beside one of our own backends, the library's.
   const Implementation& of_group(std::string_view group) const;
@@ -73,6 +76,7 @@ class Subject {
 
  private:
   explicit Subject(Implementation main) : main_(std::move(main)) {}
+  void place_tensors();
 
   Implementation main_;
   std::optional<Implementation> format_;

@@ -29,7 +29,7 @@ void add_forward_command(CLI::App& app, const Common& common, int& status);
 void add_train_command(CLI::App& app, const Common& common, int& status);
 void add_sample_command(CLI::App& app, const Common& common, int& status);
 
-/// The backend that `auto` means here: cuda where one is usable, else cpu. Any other name is returned unchanged.
+/// The backend that `auto` means here (choose_backend.hpp), said on stderr unless quiet. Any other name is returned unchanged.
 std::string resolve_backend(const Common& common);
 
 }  // namespace squareq::cli

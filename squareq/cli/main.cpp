@@ -17,21 +17,21 @@
 #include "squareq/cli/command.hpp"
 #include "squareq/contract.hpp"
 #include "squareq/text.hpp"
+#ifdef SQUAREQ_WITH_TORCH
+#include "squareq/training/choose_backend.hpp"
+#endif
 
 namespace squareq::cli {
 
 std::string resolve_backend(const Common& common) {
   if (common.backend != "auto") return common.backend;
-  try {
-    const auto description = nlohmann::json::parse(Implementation::load(find_backend("cuda")).describe());
-    // The first CUDA backend offers no linear layers yet: `auto` must not pick what cannot train.
-    bool linear = false;
-    for (const auto& operation : description.at("operations")) linear = linear || operation == "linear_forward";
-    if (description.value("usable", true) && linear) return "cuda";
-  } catch (const Error&) {
-    return "cpu";  // not built or not loadable here
-  }
-  return "cpu";
+#ifdef SQUAREQ_WITH_TORCH
+  const training::ChosenBackend chosen = training::choose_backend();
+  if (!common.quiet) fmt::print(stderr, "backend {} (auto: {})\n", chosen.name, printable(chosen.reason));
+  return chosen.name;
+#else
+  return "cpu";  // what computes on a GPU needs libtorch's CUDA beside it
+#endif
 }
 
 namespace {

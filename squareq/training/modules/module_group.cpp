@@ -270,7 +270,7 @@ sq_status forward(sq_context* context, std::uint64_t module, const char* layer, 
       if (tensor->dtype != SQ_F32 && tensor->dtype != SQ_BF16 && tensor->dtype != SQ_F16 && tensor->dtype != SQ_F64)
         throw Error(Code::CALL_DTYPE, fmt::format("layer '{}': {} is {}, must be f32, bf16, f16 or f64", printable(layer), which, squareq::dtype_name(tensor->dtype)), {},
                     printable(layer), which);
-    if (!c.backend) c.backend.emplace(open_backend("auto", c.threads));
+    if (!c.backend) c.backend.emplace(open_backend("cpu", c.threads));
     const std::vector<std::int64_t> shape(x->shape, x->shape + x->rank), strides(x->strides, x->strides + x->rank);
     const torch::Tensor input = torch::from_blob(x->data, shape, strides, torch::dtype(to_torch_dtype(x->dtype)));
     const torch::Tensor output = quantized->forward(input, *c.backend);

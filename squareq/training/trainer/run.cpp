@@ -12,6 +12,7 @@
 #include "squareq/text.hpp"
 #include "squareq/training/models/source.hpp"
 #include "squareq/training/modules/shadow_check.hpp"
+#include "squareq/training/backend.hpp"
 #include "squareq/training/sampling/sample_run.hpp"
 #include "squareq/training/trainer/loop.hpp"
 #include "squareq/training/trainer/trainer.hpp"
@@ -209,7 +210,7 @@ OpenOptions open_options(const RunConfig& config, const std::string& backend) {
   open.resident_blocks = config.memory.resident_blocks;
   open.threads = config.memory.threads;
   open.checkpointing = config.train.checkpointing;
-  open.dtype = config.train.dtype == "auto" ? (backend == "cuda" ? torch::kBFloat16 : torch::kFloat32) : parse_dtype(config.train.dtype);
+  open.dtype = config.train.dtype == "auto" ? default_dtype(backend) : parse_dtype(config.train.dtype);
   return open;
 }
 
