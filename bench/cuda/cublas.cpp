@@ -18,7 +18,9 @@ CublasProduct::CublasProduct(std::int64_t rows, std::int64_t columns, std::int64
   const cublasOperation_t first = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   require_cublas(cublasLtMatmulDescSetAttribute(product_, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), "transposition");
   const auto side = [](std::int64_t n) { return static_cast<std::uint64_t>(n); };
-  require_cublas(transposed ? cublasLtMatrixLayoutCreate(&b_, CUDA_R_16BF, side(depth), side(columns), depth) : cublasLtMatrixLayoutCreate(&b_, CUDA_R_16BF, side(columns), side(depth), columns), "layout");
+  require_cublas(transposed ? cublasLtMatrixLayoutCreate(&b_, CUDA_R_16BF, side(depth), side(columns), depth)
+                            : cublasLtMatrixLayoutCreate(&b_, CUDA_R_16BF, side(columns), side(depth), columns),
+                 "layout");
   require_cublas(cublasLtMatrixLayoutCreate(&a_, CUDA_R_16BF, side(depth), side(rows), depth), "layout");
   require_cublas(cublasLtMatrixLayoutCreate(&c_, CUDA_R_16BF, side(columns), side(rows), columns), "layout");
 }

@@ -25,7 +25,13 @@ constexpr Shape kShapes[] = {{3072, 3072}, {3072, 9216}, {3072, 12288}, {12288, 
 struct Operands {
   Buffer x, dy, y, dx, q, wide, scale, h;
   Operands(std::int64_t m, const Shape& s, unsigned seed)
-      : x(bytes(m, s.k)), dy(bytes(m, s.n)), y(bytes(m, s.n)), dx(bytes(m, s.k)), q(static_cast<std::size_t>(s.n * s.k)), wide(bytes(s.n, s.k)), scale(static_cast<std::size_t>(s.n) * 4),
+      : x(bytes(m, s.k)),
+        dy(bytes(m, s.n)),
+        y(bytes(m, s.n)),
+        dx(bytes(m, s.k)),
+        q(static_cast<std::size_t>(s.n * s.k)),
+        wide(bytes(s.n, s.k)),
+        scale(static_cast<std::size_t>(s.n) * 4),
         h(static_cast<std::size_t>(m * kRank) * 4) {
     x.fill(SQ_BF16, seed), dy.fill(SQ_BF16, seed + 1), wide.fill(SQ_BF16, seed + 2), q.fill(SQ_I8, seed + 3), scale.fill(SQ_F32, seed + 4);
   }
@@ -113,7 +119,9 @@ class Bench {
     sq_linear_backward_args backward = sized<sq_linear_backward_args>();
 
     Call(const Bench& bench, const Operands& o, std::int64_t m, const Shape& s, const Buffer& a, const Buffer& b, const Buffer& da_buffer, const Buffer& db_buffer) {
-      const auto tensor = [](const Buffer& from, std::int32_t dtype, std::int64_t rows, std::int64_t columns) { return make_tensor(from.data(), dtype, {rows, columns}, kDevice); };
+      const auto tensor = [](const Buffer& from, std::int32_t dtype, std::int64_t rows, std::int64_t columns) {
+        return make_tensor(from.data(), dtype, {rows, columns}, kDevice);
+      };
       x = tensor(o.x, SQ_BF16, m, s.k), dy = tensor(o.dy, SQ_BF16, m, s.n), y = tensor(o.y, SQ_BF16, m, s.n), dx = tensor(o.dx, SQ_BF16, m, s.k);
       h = tensor(o.h, SQ_F32, m, kRank), a_t = tensor(a, SQ_F32, kRank, s.k), b_t = tensor(b, SQ_F32, s.n, kRank);
       da = tensor(da_buffer, SQ_F32, kRank, s.k), db = tensor(db_buffer, SQ_F32, s.n, kRank);
@@ -164,15 +172,17 @@ int bench_main(int argc, char** argv) {
   require(cudaGetDeviceProperties(&device, 0), "device");
   nlohmann::ordered_json all = {{"device", device.name}, {"results", nlohmann::ordered_json::array()}};
   std::printf("%s; ratio = time of cuBLASLt bf16 / time of the route\n", device.name);
-  std::printf("%5s %6s %6s | %9s %6s %6s %6s %6s | %9s %6s %6s %6s %6s\n", "M", "K", "N", "cublas us", "w8a16", "w8a8", "lora", "deq", "dx us", "w8a16", "w8a8", "lora", "deq");
+  std::printf("%5s %6s %6s | %9s %6s %6s %6s %6s | %9s %6s %6s %6s %6s\n", "M", "K", "N", "cublas us", "w8a16", "w8a8", "lora", "deq",
+              "dx us", "w8a16", "w8a8", "lora", "deq");
   Bench bench;
   for (const std::int64_t m : rows)
     for (const Shape& s : shapes) {
       const auto r = bench.run(m, s, rounds);
       const auto at = [&](const char* route) { return r.at(route).at("ratio").get<double>(); };
-      std::printf("%5ld %6ld %6ld | %9.1f %6.2f %6.2f %6.2f %6.2f | %9.1f %6.2f %6.2f %6.2f %6.2f\n", static_cast<long>(m), static_cast<long>(s.k), static_cast<long>(s.n),
-                  r.at("cublas_forward").at("us").get<double>(), at("w8a16_forward"), at("w8a8_forward"), at("w8a16_lora_forward"), at("dequantize_cublas_forward"),
-                  r.at("cublas_dx").at("us").get<double>(), at("w8a16_dx"), at("w8a8_dx"), at("w8a16_lora_backward"), at("dequantize_cublas_dx"));
+      std::printf("%5ld %6ld %6ld | %9.1f %6.2f %6.2f %6.2f %6.2f | %9.1f %6.2f %6.2f %6.2f %6.2f\n", static_cast<long>(m),
+                  static_cast<long>(s.k), static_cast<long>(s.n), r.at("cublas_forward").at("us").get<double>(), at("w8a16_forward"),
+                  at("w8a8_forward"), at("w8a16_lora_forward"), at("dequantize_cublas_forward"), r.at("cublas_dx").at("us").get<double>(),
+                  at("w8a16_dx"), at("w8a8_dx"), at("w8a16_lora_backward"), at("dequantize_cublas_dx"));
       std::fflush(stdout);
       all["results"].push_back(r);
     }

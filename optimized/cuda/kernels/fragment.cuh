@@ -54,7 +54,9 @@ __device__ inline void copy_chunk(unsigned to, const unsigned char* from, int va
 }
 
 /// Whether rows `row_bytes` apart, from `data` on, can be copied in chunks of 16 bytes.
-inline bool chunks_aligned(const void* data, std::int64_t row_bytes) { return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(row_bytes)) % 16 == 0; }
+inline bool chunks_aligned(const void* data, std::int64_t row_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(row_bytes)) % 16 == 0;
+}
 
 __device__ inline void load_matrices(unsigned (&r)[4], unsigned address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
@@ -194,7 +196,8 @@ __device__ void branch_of_32(const Finish& f, float (&sums)[kGroups][4], int fir
     const int feature = first_feature + feature_of<kTransposed>(lane >> 2, i >> 1 & 1), row = first_row + i / 4 * 8 + 2 * (lane & 3) + (i & 1);
     if (feature >= columns || row >= rows) continue;
     for (int r = 0; r < f.rank; ++r)
-      sums[i / 4][i % 4] = __fmaf_rn(low_rows[static_cast<std::int64_t>(row) * f.rank + r], low_columns[static_cast<std::int64_t>(feature) * f.rank + r], sums[i / 4][i % 4]);
+      sums[i / 4][i % 4] = __fmaf_rn(low_rows[static_cast<std::int64_t>(row) * f.rank + r],
+                                     low_columns[static_cast<std::int64_t>(feature) * f.rank + r], sums[i / 4][i % 4]);
   }
 }
 

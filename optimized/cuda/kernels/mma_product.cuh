@@ -33,7 +33,8 @@ struct MmaTile {
       const int outer = (kTransposed ? depth : first_feature) + row, inner = (kTransposed ? first_feature : depth) + chunk * 16;
       const bool inside = outer < (kTransposed ? p.depth : p.columns);
       const int valid = inside ? (kTransposed ? p.columns : p.depth) - inner : 0;
-      copy_chunk(stage + kActivationBytes + weight_offset<T, kTransposed>(row, chunk), valid > 0 ? weight + outer * p.weight_stride + inner : weight, valid, weight_aligned);
+      copy_chunk(stage + kActivationBytes + weight_offset<T, kTransposed>(row, chunk),
+                 valid > 0 ? weight + outer * p.weight_stride + inner : weight, valid, weight_aligned);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }

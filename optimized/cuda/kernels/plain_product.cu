@@ -20,7 +20,8 @@ __device__ void load_slice(const Operand& from, int first, int outer, int begin,
 __device__ float branch(const Finish& f, int row, int column) {
   float sum = 0;
   for (int r = 0; r < f.rank; ++r)
-    sum = __fmaf_rn(load_any(f.low_rows, f.low_dtype, static_cast<std::int64_t>(row) * f.rank + r), load_any(f.low_columns, f.low_dtype, static_cast<std::int64_t>(column) * f.rank + r), sum);
+    sum = __fmaf_rn(load_any(f.low_rows, f.low_dtype, static_cast<std::int64_t>(row) * f.rank + r),
+                    load_any(f.low_columns, f.low_dtype, static_cast<std::int64_t>(column) * f.rank + r), sum);
   return sum;
 }
 

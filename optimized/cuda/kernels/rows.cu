@@ -144,7 +144,8 @@ struct Produced {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
+__global__ void __launch_bounds__(kThreads)
+    quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
     Produced produced{producer, x, m, {}};
     produced.measure();
@@ -200,8 +201,10 @@ __device__ void store_eight(void* data, int dtype, std::int64_t index, const flo
   }
   if (whole && dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 2 * index) % 16 == 0) {
     auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
-    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]), pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
-                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]), pack_two<__half>(v[6], v[7]));
+    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]),
+                                        pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
+                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]),
+                                        pack_two<__half>(v[6], v[7]));
     return;
   }
 #pragma unroll

@@ -85,7 +85,8 @@ cudaError_t launch(const ThinProduct& p, cudaStream_t stream) {
   const auto kernel = thin_kernel<T, kOverRows>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
   const int outer = kOverRows ? p.columns : p.rows;
-  const dim3 grid(static_cast<unsigned>((outer + kSide - 1) / kSide), static_cast<unsigned>((p.rank + kSide - 1) / kSide), static_cast<unsigned>(thin_pieces(kOverRows, p.rows, p.columns)));
+  const dim3 grid(static_cast<unsigned>((outer + kSide - 1) / kSide), static_cast<unsigned>((p.rank + kSide - 1) / kSide),
+                  static_cast<unsigned>(thin_pieces(kOverRows, p.rows, p.columns)));
   kernel<<<grid, kThinThreads, kShared, stream>>>(p, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.thin, p.thin_stride * 2));
   return cudaGetLastError();
 }

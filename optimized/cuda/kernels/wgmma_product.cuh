@@ -34,7 +34,9 @@ struct WgmmaTile {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-__device__ inline void init_barrier(unsigned barrier, unsigned count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory"); }
+__device__ inline void init_barrier(unsigned barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
 
 __device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
   asm volatile(
@@ -43,7 +45,9 @@ __device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
       "@!done bra again;}" ::"r"(barrier), "r"(parity) : "memory");
 }
 
-__device__ inline void expect_bytes(unsigned barrier, unsigned bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
+__device__ inline void expect_bytes(unsigned barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
 
 /// Arrives at the same barrier of block `rank` of the cluster. What the arrival releases is a place to write to, so block scope is enough; a release
 /// at cluster scope would cost a fence of the whole device.
@@ -58,15 +62,18 @@ __device__ inline void sync_cluster() {
 }
 
 __device__ inline void fetch_box(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier)
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+               "l"(map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
 }
 
 __device__ inline void fetch_box_for_cluster(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
   const unsigned short everyone = (1u << kClusterSize) - 1;
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column),
-               "r"(row), "r"(barrier), "h"(everyone)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::
+          "r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(everyone)
+      : "memory");
 }
 
 __device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
@@ -191,7 +198,8 @@ __device__ void multiply_tile(const WeightProduct& p, const Feed<T, kTransposed,
 #endif
 
 template <class T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kBlockThreads<kRows>, kBlocks<kRows>) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
+__global__ void __launch_bounds__(kBlockThreads<kRows>, kBlocks<kRows>)
+    wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tile = WgmmaTile<T, kRows>;
   extern __shared__ unsigned char raw[];

@@ -22,7 +22,11 @@ std::int32_t gradient_dtype(const BackwardJob& job) { return job.dtype == SQ_BF1
 class Backward {
  public:
   Backward(const sq_context& context, const BackwardJob& job, cudaStream_t stream)
-      : job_(job), stream_(stream), workspace_(context, stream, "linear_backward"), branch_(job.lora, job.w, job.dtype, job.rows), product_(context, job.w, operand(job), true) {}
+      : job_(job),
+        stream_(stream),
+        workspace_(context, stream, "linear_backward"),
+        branch_(job.lora, job.w, job.dtype, job.rows),
+        product_(context, job.w, operand(job), true) {}
 
   const KernelChoice& choice() const { return product_.choice(); }
 

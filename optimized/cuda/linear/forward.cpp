@@ -53,7 +53,8 @@ KernelChoice linear_forward(const sq_context& context, const sq_linear_forward_a
   if (job.int8) finish.row_scale = job.xq ? job.xq_scale : code_scale;
   if (codes) {
     const Producer none{SQ_PRODUCER_NONE, {}, {}, 1, 0};
-    check_cuda(quantize_tokens({job.x.data, job.x.dtype, job.rows, job.w.in, job.x.stride}, none, codes, code_pitch(job.w.in), code_pitch(job.w.in), code_scale, stream),
+    check_cuda(quantize_tokens({job.x.data, job.x.dtype, job.rows, job.w.in, job.x.stride}, none, codes, code_pitch(job.w.in),
+                               code_pitch(job.w.in), code_scale, stream),
                "linear_forward: quantizing x");
     product.set_activations(codes);
   }

@@ -27,8 +27,13 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
       case SQ_OP_DEQUANTIZE: name = "dequantize", dequantize(*context, static_cast<const sq_dequantize_args*>(args), false); break;
       case SQ_OP_LINEAR_FORWARD: name = "linear_forward", choice = linear_forward(*context, static_cast<const sq_linear_forward_args*>(args), false); break;
       case SQ_OP_LINEAR_BACKWARD: name = "linear_backward", choice = linear_backward(*context, static_cast<const sq_linear_backward_args*>(args), false); break;
-      case SQ_OP_QUANTIZE_ACTIVATION: name = "quantize_activation", quantize_activation(*context, static_cast<const sq_quantize_activation_args*>(args), false); break;
-      case SQ_OP_NUMERIC_GUARD: name = "numeric_guard", choice = only("grid_stride"), numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false); break;
+      case SQ_OP_QUANTIZE_ACTIVATION:
+        name = "quantize_activation", quantize_activation(*context, static_cast<const sq_quantize_activation_args*>(args), false);
+        break;
+      case SQ_OP_NUMERIC_GUARD:
+        name = "numeric_guard", choice = only("grid_stride"),
+        numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false);
+        break;
       default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 5");
     }
     nlohmann::ordered_json rejected = nlohmann::ordered_json::array();

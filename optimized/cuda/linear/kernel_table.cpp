@@ -21,7 +21,8 @@ std::string needs_16_bits(const ProductShape& s) { return s.dtype == SQ_F32 ? "i
 std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
   if (context.major != 9) return "needs compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
   if (const std::string reason = needs_16_bits(s); !reason.empty()) return reason;
-  if (s.weight_stride < s.weight_row) return "rows of qweight overlap: " + std::to_string(s.weight_row) + " codes, " + std::to_string(s.weight_stride) + " bytes apart";
+  if (s.weight_stride < s.weight_row)
+    return "rows of qweight overlap: " + std::to_string(s.weight_row) + " codes, " + std::to_string(s.weight_stride) + " bytes apart";
   if (s.weight_stride % 16) return "rows of qweight are " + std::to_string(s.weight_stride) + " bytes apart, tensor maps need a multiple of 16";
   return "";
 }
@@ -51,7 +52,10 @@ int mma_tile(const ProductShape& s) { return s.rows > 64 && blocks(s, 128) >= 10
 constexpr Line kTable[] = {
     {Kernel::wgmma, "wgmma_tma", wgmma_reason, wgmma_tile},
     {Kernel::mma, "mma_sync", [](const sq_context&, const ProductShape& s) { return needs_16_bits(s); }, mma_tile},
-    {Kernel::plain, "plain_fp32", [](const sq_context&, const ProductShape& s) { return std::string(s.dtype == SQ_I8 ? "sums of codes in fp32 would not be exact integers" : ""); },
+    {Kernel::plain, "plain_fp32",
+     [](const sq_context&, const ProductShape& s) {
+       return std::string(s.dtype == SQ_I8 ? "sums of codes in fp32 would not be exact integers" : "");
+     },
      [](const ProductShape&) { return 64; }},
 };
 
@@ -90,7 +94,8 @@ KernelChoice choose_kernel(const sq_context& context, const ProductShape& shape)
                   std::to_string(choice.token_tile);
   }
   if (choice.name.empty())
-    throw Error(Code::CALL_UNSUPPORTED, "no kernel is left for " + std::string(dtype_name(shape.dtype)) + " activations: SQUAREQ_CUDA_KERNEL asks for " + context.first_kernel);
+    throw Error(Code::CALL_UNSUPPORTED, "no kernel is left for " + std::string(dtype_name(shape.dtype)) +
+                                            " activations: SQUAREQ_CUDA_KERNEL asks for " + context.first_kernel);
   return choice;
 }
 

@@ -24,19 +24,25 @@ Matrix optional(const sq_context& context, const sq_tensor* tensor, const Subjec
 }
 
 void check_numbers(const Weight& w, std::int32_t activation, std::int32_t compute) {
-  if (activation < SQ_ACT_NONE || activation > SQ_ACT_SILU) refuse(Code::CALL_VALUE, {w.name, ""}, "activation is " + std::to_string(activation) + ", must be 0 to 3");
-  if (compute < SQ_COMPUTE_DEFAULT || compute > SQ_COMPUTE_W8A8) refuse(Code::CALL_VALUE, {w.name, ""}, "compute is " + std::to_string(compute) + ", must be 0 to 2");
+  if (activation < SQ_ACT_NONE || activation > SQ_ACT_SILU)
+    refuse(Code::CALL_VALUE, {w.name, ""}, "activation is " + std::to_string(activation) + ", must be 0 to 3");
+  if (compute < SQ_COMPUTE_DEFAULT || compute > SQ_COMPUTE_W8A8)
+    refuse(Code::CALL_VALUE, {w.name, ""}, "compute is " + std::to_string(compute) + ", must be 0 to 2");
 }
 
 void check_sum(const Weight& w, bool int8, std::int64_t length) {
   if (int8 && length > kLongestInt8Sum)
-    refuse(Code::CALL_SHAPE, {w.name, ""}, "a sum of " + std::to_string(length) + " int8 products can overflow int32, at most " + std::to_string(kLongestInt8Sum) + " are served");
+    refuse(Code::CALL_SHAPE, {w.name, ""},
+           "a sum of " + std::to_string(length) + " int8 products can overflow int32, at most " + std::to_string(kLongestInt8Sum) +
+               " are served");
 }
 
 std::int64_t check_row_count(const Weight& w, const char* tensor, std::int64_t rows) {
   if (rows > kMostRows) refuse(Code::CALL_SHAPE, {w.name, tensor}, "has " + std::to_string(rows) + " rows, at most " + std::to_string(kMostRows) + " are served");
   if (w.out > kMostRows || w.in > kMostRows)
-    refuse(Code::CALL_SHAPE, {w.name, ""}, "weight is [" + std::to_string(w.out) + ", " + std::to_string(w.in) + "], at most " + std::to_string(kMostRows) + " each are served");
+    refuse(Code::CALL_SHAPE, {w.name, ""},
+           "weight is [" + std::to_string(w.out) + ", " + std::to_string(w.in) + "], at most " + std::to_string(kMostRows) +
+               " each are served");
   return rows;
 }
 
@@ -68,7 +74,8 @@ void check_codes(const sq_context& context, const sq_quantized_activation* given
   check_part_names(xq.parts, xq.part_count, job.w.name, {"q", "scale"}, {}, "per_token_int8");
   job.xq = matrix_of(check_tensor(context, &find_part(xq.parts, xq.part_count, "q")->tensor, {job.w.name, "xq q"}, {SQ_I8}, {-1, job.w.in}));
   job.rows = job.xq.rows;
-  job.xq_scale = static_cast<const float*>(check_tensor(context, &find_part(xq.parts, xq.part_count, "scale")->tensor, {job.w.name, "xq scale"}, {SQ_F32}, {job.rows}).data);
+  job.xq_scale = static_cast<const float*>(
+      check_tensor(context, &find_part(xq.parts, xq.part_count, "scale")->tensor, {job.w.name, "xq scale"}, {SQ_F32}, {job.rows}).data);
 }
 
 }  // namespace
@@ -134,7 +141,9 @@ BackwardJob prepare_backward(const sq_context& context, const sq_linear_backward
   job.lora = check_lora(context, args.lora, w, rows, job.dtype);
   if (job.lora && !job.lora.own_x) job.lora.x = x;
   if ((x || branch_x) && job.dy.dtype != SQ_F32 && job.dy.dtype != job.dtype)
-    refuse(Code::CALL_DTYPE, {w.name, "dy"}, "dtype is " + std::string(dtype_name(job.dy.dtype)) + ", x is " + std::string(dtype_name(job.dtype)) + "; dy must be f32 or as x");
+    refuse(
+        Code::CALL_DTYPE, {w.name, "dy"},
+        "dtype is " + std::string(dtype_name(job.dy.dtype)) + ", x is " + std::string(dtype_name(job.dtype)) + "; dy must be f32 or as x");
 
   const struct { const sq_tensor* tensor; const char* name; } branch_only[] = {{args.h, "h"}, {args.dx_lora, "dx_lora"}, {args.da_t, "da_t"}, {args.db_t, "db_t"}};
   for (const auto& [tensor, name] : branch_only)

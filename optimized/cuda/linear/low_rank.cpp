@@ -47,14 +47,16 @@ void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   if (thin(wide)) {
     check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_}, stream));
-    check(thin_sum({partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_, static_cast<float*>(wide_out.data), wide_out.stride,
-                    nullptr, 0, 0, 1, false}, stream));
+    check(thin_sum({partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_,
+                    static_cast<float*>(wide_out.data), wide_out.stride, nullptr, 0, 0, 1, false},
+                   stream));
     return;
   }
   Finish finish;
   finish.y = {out, dtype_, rank_};
   if (rank_ != lora_.rank) check(cudaMemsetAsync(out, 0, static_cast<std::size_t>(rows_ * rank_) * dtype_bytes(dtype_), stream));
-  check(plain_product({wide.data, wide.dtype, wide.stride, 1}, {adapter_rows, dtype_, adapter_stride, 1}, rows, static_cast<std::int32_t>(lora_.rank), columns, finish, stream));
+  check(plain_product({wide.data, wide.dtype, wide.stride, 1}, {adapter_rows, dtype_, adapter_stride, 1}, rows,
+                      static_cast<std::int32_t>(lora_.rank), columns, finish, stream));
   if (wide_out) check(copy_matrix({out, dtype_, rows_, lora_.rank, rank_}, {wide_out.data, SQ_F32, rows_, lora_.rank, wide_out.stride}, stream));
 }
 
@@ -89,16 +91,20 @@ void LowRank::write_dx(const Matrix& dx, cudaStream_t stream) {
   Finish finish;
   finish.factor = lora_.scaling;
   finish.y = {dx.data, dx.dtype, dx.stride};
-  check(plain_product({d_, dtype_, rank_, 1}, {a_columns_, dtype_, rank_, 1}, static_cast<std::int32_t>(rows_), static_cast<std::int32_t>(in_), static_cast<std::int32_t>(rank_), finish, stream));
+  check(plain_product({d_, dtype_, rank_, 1}, {a_columns_, dtype_, rank_, 1}, static_cast<std::int32_t>(rows_),
+                      static_cast<std::int32_t>(in_), static_cast<std::int32_t>(rank_), finish, stream));
 }
 
 /// out, at column * outer_stride + r * inner_stride, (+)= scaling * sum_m wide[m, column] thin[m, r].
-void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, std::int64_t outer_stride, std::int64_t inner_stride, bool accumulate, cudaStream_t stream) {
+void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, std::int64_t outer_stride, std::int64_t inner_stride,
+                       bool accumulate, cudaStream_t stream) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   if (thin(wide)) {
     check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_}, stream));
-    check(thin_sum({partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out, outer_stride, inner_stride, lora_.scaling, accumulate}, stream));
+    check(thin_sum({partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out,
+                    outer_stride, inner_stride, lora_.scaling, accumulate},
+                   stream));
     return;
   }
   Finish finish;

@@ -16,13 +16,16 @@ Producer check_producer(const sq_context& context, const sq_quantize_activation_
     throw Error(Code::CALL_VALUE, "producer is " + std::to_string(args.producer) + ", must be 0, 1 or 2");
   Producer producer{args.producer, {}, {}, 1, args.epsilon};
   if (args.producer != SQ_PRODUCER_LAYERNORM_MODULATE) {
-    if (args.shift || args.scale) throw Error(Code::CALL_VALUE, "shift and scale belong to producer LAYERNORM_MODULATE, but producer is " + std::to_string(args.producer));
+    if (args.shift || args.scale)
+      throw Error(Code::CALL_VALUE,
+                  "shift and scale belong to producer LAYERNORM_MODULATE, but producer is " + std::to_string(args.producer));
     return producer;
   }
   const Subject subject{"", "shift"};
   const sq_tensor& shift = check_tensor(context, args.shift, subject, kFloats, {-1, columns});
   const std::int64_t groups = shift.shape[0];
-  if (groups < 1 || rows % groups != 0) refuse(Code::CALL_SHAPE, subject, std::to_string(groups) + " groups do not divide the " + std::to_string(rows) + " rows of x");
+  if (groups < 1 || rows % groups != 0)
+    refuse(Code::CALL_SHAPE, subject, std::to_string(groups) + " groups do not divide the " + std::to_string(rows) + " rows of x");
   producer.shift = rows_of(shift);
   producer.scale = rows_of(check_tensor(context, args.scale, {"", "modulation scale"}, {shift.dtype}, {groups, columns}));
   producer.rows_per_group = std::max<std::int64_t>(1, rows / groups);
@@ -48,7 +51,8 @@ void quantize_activation(const sq_context& context, const sq_quantize_activation
   if (!run) return;
 
   const CurrentDevice current(context);
-  check_cuda(quantize_tokens(rows_of(x), producer, static_cast<std::int8_t*>(q.data), rows_of(q).row_stride, columns, static_cast<float*>(scale.data), cuda_stream(args.stream)),
+  check_cuda(quantize_tokens(rows_of(x), producer, static_cast<std::int8_t*>(q.data), rows_of(q).row_stride, columns,
+                             static_cast<float*>(scale.data), cuda_stream(args.stream)),
              "quantize_activation");
 }
 

@@ -16,8 +16,9 @@ std::int64_t aligned_columns(std::int64_t columns) { return (columns + 15) / 16 
 /// Rows of bytes from one pitch to another.
 void copy_rows(void* to, std::int64_t to_pitch, const void* from, std::int64_t from_pitch, std::int64_t bytes, std::int64_t rows, cudaStream_t stream) {
   if (from_pitch >= bytes) {
-    check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_pitch), from, static_cast<std::size_t>(from_pitch), static_cast<std::size_t>(bytes), static_cast<std::size_t>(rows),
-                                 cudaMemcpyDeviceToDevice, stream), "aligning an operand");
+    check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_pitch), from, static_cast<std::size_t>(from_pitch),
+                                 static_cast<std::size_t>(bytes), static_cast<std::size_t>(rows), cudaMemcpyDeviceToDevice, stream),
+               "aligning an operand");
     return;
   }
   for (std::int64_t row = 0; row < rows; ++row)  // rows that overlap or repeat
@@ -37,12 +38,14 @@ WeightProductCall::WeightProductCall(const sq_context& context, const Weight& we
 void WeightProductCall::reserve(Workspace& workspace) {
   if (!wgmma()) return;
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
-  if (!aligned(activations_.data, activations_.stride * width)) workspace.reserve_bytes(&aligned_activations_, activations_.rows * aligned_columns(activations_.columns) * width);
+  if (!aligned(activations_.data, activations_.stride * width))
+    workspace.reserve_bytes(&aligned_activations_, activations_.rows * aligned_columns(activations_.columns) * width);
   if (!aligned(weight_.q, weight_.stride)) workspace.reserve(&aligned_weight_, weight_.out * weight_.stride);
 }
 
 void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
-  const auto rows = static_cast<std::int32_t>(activations_.rows), columns = static_cast<std::int32_t>(columns_), depth = static_cast<std::int32_t>(activations_.columns);
+  const auto rows = static_cast<std::int32_t>(activations_.rows), columns = static_cast<std::int32_t>(columns_),
+             depth = static_cast<std::int32_t>(activations_.columns);
   if (rows == 0) return;
   if (choice_.kernel == Kernel::plain) {
     const Operand left{activations_.data, activations_.dtype, activations_.stride, 1};
@@ -51,11 +54,22 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
     return;
   }
   const bool permuted = transposed_ && activations_.dtype == SQ_I8;  // made by gradient_rows(): rows are whole groups
-  WeightProduct p{activations_.data, activations_.dtype, activations_.stride, weight_.q, weight_.stride, transposed_, rows, columns, depth, permuted ? static_cast<std::int32_t>(activations_.stride) : depth, finish};
+  WeightProduct p{activations_.data,
+                  activations_.dtype,
+                  activations_.stride,
+                  weight_.q,
+                  weight_.stride,
+                  transposed_,
+                  rows,
+                  columns,
+                  depth,
+                  permuted ? static_cast<std::int32_t>(activations_.stride) : depth,
+                  finish};
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
   if (aligned_activations_) {
     p.activation_stride = aligned_columns(activations_.columns);
-    copy_rows(aligned_activations_, p.activation_stride * width, activations_.data, activations_.stride * width, activations_.columns * width, activations_.rows, stream);
+    copy_rows(aligned_activations_, p.activation_stride * width, activations_.data, activations_.stride * width,
+              activations_.columns * width, activations_.rows, stream);
     p.activations = aligned_activations_;
   }
   if (aligned_weight_) {

@@ -42,7 +42,10 @@ class DeviceMatrix {
     switch (dtype_) {
       case SQ_F32: put(static_cast<float>(v)); break;
       case SQ_F64: put(v); break;
-      case SQ_BF16: put(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(rounded(SQ_BF16, v))) >> 16 | (std::isnan(v) ? 0x40u : 0u))); break;
+      case SQ_BF16:
+        put(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(rounded(SQ_BF16, v))) >> 16 |
+                                       (std::isnan(v) ? 0x40u : 0u)));
+        break;
       case SQ_F16: put(static_cast<_Float16>(v)); break;
       case SQ_I64: put(static_cast<std::int64_t>(v)); break;
       default: put(static_cast<std::int8_t>(v));
@@ -75,7 +78,8 @@ class DeviceMatrix {
   /// After a download: nothing outside the elements was written.
   bool intact() const {
     std::vector<bool> used(host_.size(), false);
-    for (std::int64_t r = 0; r < rows_ && columns_; ++r) std::fill_n(used.begin() + static_cast<std::ptrdiff_t>(offset(r, 0)), static_cast<std::size_t>(columns_) * dtype_bytes(dtype_), true);
+    for (std::int64_t r = 0; r < rows_ && columns_; ++r)
+      std::fill_n(used.begin() + static_cast<std::ptrdiff_t>(offset(r, 0)), static_cast<std::size_t>(columns_) * dtype_bytes(dtype_), true);
     for (std::size_t i = 0; i < host_.size(); ++i)
       if (!used[i] && host_[i] != 0xCD) return false;
     return device_->guards_intact();

@@ -178,12 +178,16 @@ struct Layer {
     const Bounded gradient = g();
     const Host b = rounded_to_dtype(b_t).transposed();
     const Host value = product(gradient.value, b);
-    return {exact ? rounded_to_dtype(value) : value, product(gradient.error, b.magnitude()) + (gamma(s.n) + w()) * product(gradient.value.magnitude() + gradient.error, b.magnitude())};
+    return {
+        exact ? rounded_to_dtype(value) : value,
+        product(gradient.error, b.magnitude()) + (gamma(s.n) + w()) * product(gradient.value.magnitude() + gradient.error, b.magnitude())};
   }
   Bounded dx_base() const {
     const Bounded gradient = g();
     const Host full = weight().transposed();
-    return {product(gradient.value, full), product(gradient.error, full.magnitude()) + (gamma(s.n + 2) + w()) * product(gradient.value.magnitude() + gradient.error, full.magnitude())};
+    return {product(gradient.value, full),
+            product(gradient.error, full.magnitude()) +
+                (gamma(s.n + 2) + w()) * product(gradient.value.magnitude() + gradient.error, full.magnitude())};
   }
   Bounded dx_branch() const {
     const Bounded low = d();

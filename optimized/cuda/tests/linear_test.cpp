@@ -39,13 +39,15 @@ class Linear : public CudaTest, public ::testing::WithParamInterface<const char*
   }
 
   static std::string text(const Layer& l) {
-    return std::string(dtype_name(l.dtype)) + " M " + std::to_string(l.s.m) + " K " + std::to_string(l.s.k) + " N " + std::to_string(l.s.n) + " r " + std::to_string(l.s.r) + " act " +
-           std::to_string(l.activation);
+    return std::string(dtype_name(l.dtype)) + " M " + std::to_string(l.s.m) + " K " + std::to_string(l.s.k) + " N " +
+           std::to_string(l.s.n) + " r " + std::to_string(l.s.r) + " act " + std::to_string(l.activation);
   }
 };
 
 TEST_P(Linear, ExactByConstruction) {
-  constexpr Shape kShapes[] = {{1, 1, 1, 1}, {7, 5, 33, 3}, {16, 64, 64, 0}, {64, 64, 128, 16}, {65, 100, 1, 4}, {5, 33, 100, 20}, {65, 3072, 64, 16}, {64, 64, 3072, 70}, {130, 208, 272, 8}, {300, 512, 384, 16}, {0, 16, 8, 2}};
+  constexpr Shape kShapes[] = {{1, 1, 1, 1},       {7, 5, 33, 3},       {16, 64, 64, 0},    {64, 64, 128, 16},
+                               {65, 100, 1, 4},    {5, 33, 100, 20},    {65, 3072, 64, 16}, {64, 64, 3072, 70},
+                               {130, 208, 272, 8}, {300, 512, 384, 16}, {0, 16, 8, 2}};
   for (const std::int32_t dtype : kDtypes)
     for (const Shape& shape : kShapes) {
       const Layer l(shape, dtype, true, 7);
@@ -164,7 +166,8 @@ TEST_P(Linear, W8A8) {
     return;
   }
   for (const std::int32_t dtype : kDtypes)
-    for (const Shape& shape : {Shape{1, 1, 1, 0}, Shape{33, 100, 48, 4}, Shape{65, 160, 130, 0}, Shape{20, 64, 40, 0}, Shape{20, 64, 15, 0}, Shape{300, 512, 400, 16}, Shape{7, 3072, 33, 0}}) {
+    for (const Shape& shape : {Shape{1, 1, 1, 0}, Shape{33, 100, 48, 4}, Shape{65, 160, 130, 0}, Shape{20, 64, 40, 0}, Shape{20, 64, 15, 0},
+                               Shape{300, 512, 400, 16}, Shape{7, 3072, 33, 0}}) {
       const Layer l(shape, dtype, true, 14);
       DeviceLayer d(l, SQ_F32, 0, 0, (16 - shape.k % 16) % 16);
       SCOPED_TRACE(text(l));
@@ -183,7 +186,9 @@ TEST_P(Linear, W8A8) {
       xq.format = "per_token_int8", xq.parts = parts, xq.part_count = 2;
       d.forward.x = nullptr, d.forward.xq = &xq;
       coded.own_x = shape.r > 0;
-      if (shape.r) d.lora_x = DeviceMatrix(dtype, shape.m, shape.k), d.lora_x.fill([&](std::int64_t i, std::int64_t j) { return l.lora_x.at(i, j); }), d.lora.x = d.lora_x.tensor();
+      if (shape.r)
+        d.lora_x = DeviceMatrix(dtype, shape.m, shape.k), d.lora_x.fill([&](std::int64_t i, std::int64_t j) { return l.lora_x.at(i, j); }),
+        d.lora.x = d.lora_x.tensor();
       forward(d);
       expect("y", d.y, coded.v(), false);
 
