@@ -1,29 +1,19 @@
 // Any bytes as a manifest. What is accepted without a problem is written back in canonical form and reads to the same thing.
 
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
-#include "squareq/slab/limits.hpp"
+#include "gates/fuzz/common.hpp"
 #include "squareq/slab/manifest.hpp"
 
 using namespace squareq;
-
-namespace {
-
-void require(bool good) {
-  if (!good) std::abort();
-}
-
-}  // namespace
+using fuzz::require;
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Report report;
   auto parsed = parse_manifest({reinterpret_cast<const char*>(data), size}, report, "fuzz");
   require(parsed.has_value() || !report.ok());
-  require(report.problems.size() <= limits::problems && report.warnings.size() <= limits::problems);
-  for (const Problem& p : report.problems)
-    for (const char c : p.message) require(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f);
+  fuzz::require_report(report);
   if (!parsed || !report.ok()) return 0;
   const Manifest manifest = to_manifest(std::move(*parsed));
   require(!manifest.layers.empty());

@@ -76,6 +76,9 @@ std::vector<std::string> problem_codes(const json& answer) {
 
 void add_g00_format(Cases& cases) {
   g00::add_build(cases);
+  g00::add_cut(cases);
+  g00::add_companion(cases);
+  g00::add_reader(cases);
   g00::add_validate(cases);
 }
 

@@ -28,6 +28,9 @@ nlohmann::json call_format(Trial& trial, const char* operation, const nlohmann::
 std::vector<std::string> problem_codes(const nlohmann::json& answer);
 
 void add_build(Cases& cases);
+void add_cut(Cases& cases);
+void add_companion(Cases& cases);
+void add_reader(Cases& cases);
 void add_validate(Cases& cases);
 
 }  // namespace squareq::gates::g00

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 
+#include "gates/g00_format/damage.hpp"
 #include "gates/g00_format/g00_format.hpp"
 #include "gates/harness/goldens.hpp"
 
@@ -16,64 +17,11 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-using Damage = std::function<void(Pair&)>;
-
-std::size_t header_bytes(const Pair& p) {
-  std::uint64_t n = 0;
-  std::memcpy(&n, p.slab.data(), 8);
-  return static_cast<std::size_t>(n);
-}
-
-/// Replaces the header's JSON text, padded to 8 bytes, and its length.
-void set_header(Pair& p, std::string text) {
-  text.append((8 - text.size() % 8) % 8, ' ');
-  const std::uint64_t n = text.size();
-  p.slab = std::string(reinterpret_cast<const char*>(&n), 8) + text + p.slab.substr(8 + header_bytes(p));
-}
-
-Damage header_text(const std::string& from, const std::string& to) {
-  return [=](Pair& p) {
-    std::string text = p.slab.substr(8, header_bytes(p));
-    const std::size_t at = text.find(from);
-    require(at != std::string::npos, "the suite's own damage does not apply: " + from);
-    set_header(p, text.replace(at, from.size(), to));
-  };
-}
-
-Damage manifest(const std::function<void(ordered_json&)>& edit) {
-  return [=](Pair& p) {
-    ordered_json object = ordered_json::parse(p.manifest);
-    edit(object);
-    p.manifest = object.dump(2, ' ', true);
-  };
-}
-Damage top(const std::string& key, const ordered_json& value) {
-  return manifest([=](ordered_json& m) { m[key] = value; });
-}
-/// Layer 1 is blocks.2.proj: 3 x 5, padded to 8, with bias.
-Damage layer(const std::string& key, const ordered_json& value) {
-  return manifest([=](ordered_json& m) { m["layers"][1][key] = value; });
-}
-
-/// Overwrites bytes of a tensor's data.
-Damage data(const std::string& tensor, std::size_t offset, const std::string& bytes) {
-  return [=](Pair& p) {
-    const std::size_t start = 8 + header_bytes(p);
-    const auto header = json::parse(p.slab.substr(8, header_bytes(p)));
-    const auto begin = header.at(tensor)["data_offsets"][0].get<std::size_t>();
-    p.slab.replace(start + begin + offset, bytes.size(), bytes);
-  };
-}
-std::string f32(float value) {
-  std::string bytes(4, '\0');
-  std::memcpy(bytes.data(), &value, 4);
-  return bytes;
-}
-
 struct Bad {
   const char* slug;
   const char* code;
   Damage damage;
+  const char* requirement = nullptr;  // where it is not the code's usual sentence
 };
 
 const std::vector<Bad>& bad_pairs() {
@@ -140,6 +88,19 @@ const std::vector<Bad>& bad_pairs() {
       {"mf_duplicate_layer", "MF_LAYER_DUP", layer("canonical_name", "blocks.10.proj")},
       {"mf_key_used_twice", "MF_KEY_ALIAS", layer("zero_point_key", scale)},
       {"mf_absent_qweight", "MF_KEY_ABSENT", layer("qweight_key", "blocks.2.proj.codes")},
+      {"mf_arch_empty", "MF_ARCH", top("architecture_id", "")},
+      {"mf_arch_long", "MF_ARCH", top("architecture_id", std::string(257, 'a'))},
+      {"mf_bits_32", "MF_QUANT", layer("quant_bits", 32)},
+      {"mf_pad_k_0", "MF_PACK", layer("pad_k", 0)},
+      {"mf_name_long", "MF_NAME", layer("canonical_name", std::string(513, 'a'))},
+      {"mf_name_bidi", "MF_NAME", layer("canonical_name", "blocks.2\xE2\x80\xAE.proj")},
+      {"mf_name_empty_segment", "MF_NAME", layer("canonical_name", "blocks..proj")},
+      {"mf_tensor_name", "MF_NAME", header_text("\"norm_out.linear.zero_point\"", "\"a/b\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[60,60]},\"norm_out.linear.zero_point\""), "SQ-FMT-064"},
+      {"st_rank_9", "ST_RANK", header_text("\"norm_out.linear.zero_point\"", "\"marker\":{\"dtype\":\"F32\",\"shape\":[0,1,1,1,1,1,1,1,1],\"data_offsets\":[60,60]},\"norm_out.linear.zero_point\"")},
+      {"mf_qweight_u8", "MF_DTYPE", header_text("\"blocks.2.proj.qweight\":{\"dtype\":\"I8\"", "\"blocks.2.proj.qweight\":{\"dtype\":\"U8\"")},
+      {"mf_scale_i32", "MF_DTYPE", header_text("\"blocks.2.proj.scale\":{\"dtype\":\"F32\"", "\"blocks.2.proj.scale\":{\"dtype\":\"I32\"")},
+      {"mf_qweight_transposed", "MF_SHAPE", header_text("\"blocks.2.proj.qweight\":{\"dtype\":\"I8\",\"shape\":[3,8]", "\"blocks.2.proj.qweight\":{\"dtype\":\"I8\",\"shape\":[8,3]"), "SQ-FMT-062"},
+      {"mf_scale_column", "MF_SHAPE", header_text("\"blocks.2.proj.scale\":{\"dtype\":\"F32\",\"shape\":[3]", "\"blocks.2.proj.scale\":{\"dtype\":\"F32\",\"shape\":[3,1]"), "SQ-FMT-062"},
       {"mf_absent_bias", "MF_KEY_ABSENT", layer("bias_key", "blocks.2.proj.b")},
       {"mf_orphan_bias", "MF_ORPHAN", layer("bias_key", nullptr)},
       {"mf_layer_dropped", "MF_ORPHAN", manifest([](ordered_json& m) {
@@ -174,7 +135,7 @@ std::string requirement_of(const std::string& code) {
       {"MF_ABI", "SQ-FMT-045"}, {"MF_VERSION", "SQ-FMT-045"}, {"MF_RUNTIME", "SQ-FMT-045"}, {"MF_COUNT", "SQ-FMT-046"}, {"MF_BYTES", "SQ-FMT-046"},
       {"MF_EMPTY", "SQ-FMT-047"}, {"MF_NAME", "SQ-FMT-048"}, {"MF_LAYER_DUP", "SQ-FMT-049"}, {"MF_KEY_ALIAS", "SQ-FMT-049"}, {"MF_SHAPE", "SQ-FMT-051"},
       {"MF_PACK", "SQ-FMT-052"}, {"MF_QUANT", "SQ-FMT-053"}, {"MF_SIGNATURE", "SQ-FMT-055"}, {"MF_KEY_ABSENT", "SQ-FMT-060"}, {"MF_DTYPE", "SQ-FMT-061"},
-      {"MF_ORPHAN", "SQ-FMT-063"}, {"DT_SCALE_NONFINITE", "SQ-FMT-067"}, {"DT_SCALE_NONPOS", "SQ-FMT-067"}, {"DT_SCALE_RANGE", "SQ-FMT-067"},
+      {"MF_ORPHAN", "SQ-FMT-063"}, {"MF_ARCH", "SQ-FMT-054"}, {"ST_RANK", "SQ-FMT-064"}, {"DT_SCALE_NONFINITE", "SQ-FMT-067"}, {"DT_SCALE_NONPOS", "SQ-FMT-067"}, {"DT_SCALE_RANGE", "SQ-FMT-067"},
       {"DT_ZP_NONZERO", "SQ-FMT-069"}, {"DT_BIAS_NONFINITE", "SQ-FMT-070"}, {"DT_Q_MIN128", "SQ-FMT-071"}, {"DT_PAD_NONZERO", "SQ-FMT-071"}};
   return sentences.at(code);
 }
@@ -221,7 +182,7 @@ void run_missing_manifest(Trial& trial) {
 
 void add_validate(Cases& cases) {
   for (const Bad& bad : bad_pairs())
-    cases.push_back({0, std::string("format.bad.") + bad.slug, Kind::vector, {requirement_of(bad.code), "SQ-FMT-005"}, {"format"}, std::string(bad.code) + " not seen", [&bad](Trial& t) { run_bad(t, bad); }});
+    cases.push_back({0, std::string("format.bad.") + bad.slug, Kind::vector, {bad.requirement ? bad.requirement : requirement_of(bad.code), "SQ-FMT-005"}, {"format"}, std::string(bad.code) + " not seen", [&bad](Trial& t) { run_bad(t, bad); }});
   const auto good = [&](const std::string& id, const std::string& golden, const Damage& harmless, const char* requirement) {
     cases.push_back({0, "format.good." + id, Kind::vector, {requirement}, {"format"}, "a strictness that refuses what the format allows", [=](Trial& t) { run_good(t, golden, harmless); }});
   };

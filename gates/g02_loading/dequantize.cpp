@@ -1,9 +1,12 @@
 // Dequantization: fp32 product, one rounding to the output's dtype, padding dropped.
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "gates/g02_loading/g02_loading.hpp"
 #include "gates/harness/goldens.hpp"
 #include "gates/harness/half.hpp"
+#include "gates/harness/property.hpp"
 #include "gates/harness/quantize_call.hpp"
 
 namespace squareq::gates::g02 {
@@ -38,23 +41,23 @@ void run_vectors(Trial& trial, std::int32_t dtype, const char* field) {
 
 /// Any window of rows; fp32 exactly RN(q s), 16 bits exactly RN16(RN32(q s)).
 void run_windows(Trial& trial, std::int32_t dtype) {
-  Random random = trial.random("data");
   Instance& instance = trial.instance();
-  for (int i = 0; i < 12; ++i) {
-    Layer layer("window", random.integer(1, 40), random.integer(1, 130), 64, false);
-    Problem p(0, std::move(layer), SQ_F32);
+  check_property(trial, 20, [&](Draws& draws) {
+    const std::int64_t n = draws.integer("n", 1, 40), k = draws.integer("k", 1, 130), pack = draws.choose("pack", {1, 8, 64});
+    const std::int64_t first = draws.integer("first_row", 0, n - 1), rows = draws.integer("rows", 0, n - first), gap = draws.integer("gap", 0, 5);
+    Random random = draws.random("data");
+    Problem p(0, Layer("window", n, k, pack, false), SQ_F32);
     fill(p, random, {});
-    const std::int64_t first = random.integer(0, p.layer.n - 1), rows = random.integer(0, p.layer.n - first);
-    Guarded out("out", Role::out, dtype, {rows, p.layer.k}, p.layer.k + 5);
+    Guarded out("out", Role::out, dtype, {rows, p.layer.k}, p.layer.k + gap);
     dequantize(instance, p.layer, first, out);
     Expected e;
     for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t k = 0; k < p.layer.k; ++k) {
-        const float product = static_cast<float>(p.layer.qweight.at(first + r, k)) * static_cast<float>(p.layer.scale.at(first + r));
+      for (std::int64_t c = 0; c < k; ++c) {
+        const float product = static_cast<float>(p.layer.qweight.at(first + r, c)) * static_cast<float>(p.layer.scale.at(first + r));
         e.add(dtype == SQ_F32 ? product : dtype == SQ_BF16 ? from_bf16(to_bf16(product)) : from_f16(to_f16(product)), 0);
       }
     compare(trial, out, e);
-  }
+  });
 }
 
 void run_refused(Trial& trial) {
@@ -78,22 +81,26 @@ void run_refused(Trial& trial) {
 
 /// float -> slab -> float: every element within half a step of where it came from.
 void run_round_trip(Trial& trial) {
-  Random random = trial.random("weights");
-  Guarded w("w", Role::in, SQ_F32, {48, 150});
-  w.fill([&] { return 0.05 * random.normal(); });
   Instance& instance = trial.instance();
-  Layer layer("round", 48, 150, 64, false);
-  load(layer, quantize(instance, w, 64));
-  Guarded out("out", Role::out, SQ_F32, {48, 150});
-  dequantize(instance, layer, 0, out);
-  Expected e;
-  for (std::int64_t n = 0; n < 48; ++n)
-    for (std::int64_t k = 0; k < 150; ++k) {
-      const double s = layer.scale.at(n);
-      // Half a step, and the fp32 rounding of the product of at most 127 steps.
-      e.add(w.at(n, k), s * (0.5 + 0x1p-15) + 127 * s * 0x1p-24);
-    }
-  compare(trial, out, e);
+  check_property(trial, 20, [&](Draws& draws) {
+    const std::int64_t rows = draws.integer("n", 1, 48), columns = draws.integer("k", 1, 150), pack = draws.choose("pack", {1, 8, 64});
+    const double size = std::ldexp(0.05, static_cast<int>(draws.integer("exponent", -4, 8)));
+    Random random = draws.random("weights");
+    Guarded w("w", Role::in, SQ_F32, {rows, columns});
+    w.fill([&] { return size * random.normal(); });
+    Layer layer("round", rows, columns, pack, false);
+    load(layer, quantize(instance, w, pack));
+    Guarded out("out", Role::out, SQ_F32, {rows, columns});
+    dequantize(instance, layer, 0, out);
+    Expected e;
+    for (std::int64_t n = 0; n < rows; ++n)
+      for (std::int64_t k = 0; k < columns; ++k) {
+        const double s = layer.scale.at(n);
+        // Half a step, and the fp32 rounding of the product of at most 127 steps.
+        e.add(w.at(n, k), s * (0.5 + 0x1p-15) + 127 * s * 0x1p-24);
+      }
+    compare(trial, out, e);
+  });
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace squareq::gates::g02 {
 namespace {
 
-std::vector<std::vector<Layer>> random_blocks(Random& random, int count) {
+std::vector<std::vector<Layer>> blocks_of_three(Random& random, int count) {
   std::vector<std::vector<Layer>> blocks;
   for (int b = 0; b < count; ++b) {
     std::vector<Layer>& layers = blocks.emplace_back();
@@ -46,7 +46,7 @@ void check_block(Instance& instance, StreamSession& session, Blocks& blocks, std
 
 void run_streamed(Trial& trial) {
   Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, 4));
+  Blocks blocks(blocks_of_three(random, 4));
   const std::vector<sq_visit> visits = sawtooth(blocks, 2);
   const sq_schedule schedule = schedule_of(visits, 1);
   Instance& instance = trial.instance("stream");
@@ -62,7 +62,7 @@ void run_streamed(Trial& trial) {
 
 void run_resident(Trial& trial) {
   Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, 3));
+  Blocks blocks(blocks_of_three(random, 3));
   for (std::uint32_t b = 0; b < 3; ++b) blocks.set_resident(b, true);
   const sq_schedule schedule = schedule_of({}, 1);
   Instance& instance = trial.instance("stream");
@@ -74,7 +74,7 @@ void run_resident(Trial& trial) {
 /// Dequantize through a lease equals dequantize of the same weight given directly.
 void run_dequantize(Trial& trial) {
   Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, 2));
+  Blocks blocks(blocks_of_three(random, 2));
   const std::vector<sq_visit> visits = forward_only(blocks, 2);
   const sq_schedule schedule = schedule_of(visits, 1);
   Instance& instance = trial.instance("stream");

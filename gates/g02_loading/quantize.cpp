@@ -8,6 +8,7 @@
 #include "gates/harness/bounds.hpp"
 #include "gates/harness/goldens.hpp"
 #include "gates/harness/half.hpp"
+#include "gates/harness/property.hpp"
 #include "gates/harness/quantize_call.hpp"
 #include "squareq/text.hpp"
 
@@ -101,30 +102,30 @@ void run_non_finite(Trial& trial, const json& vector) {
 
 /// Error of every element, the invariants of a row, padding zero. The published bound is a whole step, which a floor or 7 bits pass.
 void run_bound(Trial& trial, std::int32_t dtype) {
-  Random random = trial.random("weights");
   Instance& instance = trial.instance();
-  for (const std::int64_t pack : {1, 8, 64})
-    for (const std::int64_t k : {1, 7, 63, 64, 65, 200}) {
-      Guarded w("w", Role::in, dtype, {random.integer(1, 40), k});
-      const double size = std::ldexp(1.0, static_cast<int>(random.integer(-12, 8)));
-      w.fill([&] { return size * random.normal(); });
-      const Quantized q = quantize(instance, w, pack);
-      double worst = 0;
-      for (std::int64_t n = 0; n < w.rows(); ++n) {
-        const double s = q.scale.at(n);
-        double largest = 0, amax = 0;
-        for (std::int64_t c = 0; c < k; ++c) {
-          worst = std::max(worst, std::fabs(w.at(n, c) - q.qweight.at(n, c) * s) / quantization_bound(s));
-          largest = std::max(largest, std::fabs(q.qweight.at(n, c)));
-          amax = std::max(amax, std::fabs(w.at(n, c)));
-          require(q.qweight.at(n, c) >= -127, "code -128 at row " + std::to_string(n));
-        }
-        require(amax < 1.27e-6 || largest == 127, "row " + std::to_string(n) + " does not use the whole range: its largest code is " + std::to_string(largest));
-        for (std::int64_t c = k; c < q.qweight.columns(); ++c) require(q.qweight.at(n, c) == 0, "padding column " + std::to_string(c) + " is not 0");
+  check_property(trial, 24, [&](Draws& draws) {
+    const std::int64_t rows = draws.integer("n", 1, 40), k = draws.choose("k", {1, 7, 63, 64, 65, 200}), pack = draws.choose("pack", {1, 8, 64});
+    const double size = std::ldexp(1.0, static_cast<int>(draws.integer("exponent", -12, 8)));
+    Random random = draws.random("weights");
+    Guarded w("w", Role::in, dtype, {rows, k});
+    w.fill([&] { return size * random.normal(); });
+    const Quantized q = quantize(instance, w, pack);
+    double worst = 0;
+    for (std::int64_t n = 0; n < w.rows(); ++n) {
+      const double s = q.scale.at(n);
+      double largest = 0, amax = 0;
+      for (std::int64_t c = 0; c < k; ++c) {
+        worst = std::max(worst, std::fabs(w.at(n, c) - q.qweight.at(n, c) * s) / quantization_bound(s));
+        largest = std::max(largest, std::fabs(q.qweight.at(n, c)));
+        amax = std::max(amax, std::fabs(w.at(n, c)));
+        require(q.qweight.at(n, c) >= -127, "code -128 at row " + std::to_string(n));
       }
-      trial.margin(worst);
-      check_zero_points(q);
+      require(amax < 1.27e-6 || largest == 127, "row " + std::to_string(n) + " does not use the whole range: its largest code is " + std::to_string(largest));
+      for (std::int64_t c = k; c < q.qweight.columns(); ++c) require(q.qweight.at(n, c) == 0, "padding column " + std::to_string(c) + " is not 0");
     }
+    trial.margin(worst);
+    check_zero_points(q);
+  });
 }
 
 /// nn.Linear's uniform initialization: RMSE / mean |w| is 2 / (127 sqrt 12) = 0.00455 at 8 bits, 0.0091 at 7.
@@ -147,14 +148,17 @@ void run_uniform_rmse(Trial& trial) {
 
 /// A 16-bit or 64-bit source gives what its exact F32 value gives.
 void run_source_dtype(Trial& trial, std::int32_t dtype) {
-  Random random = trial.random("weights");
-  Guarded w("w", Role::in, dtype, {33, 130}, 147), wide("w", Role::in, SQ_F32, {33, 130});
-  w.fill([&] { return 0.03 * random.normal(); });
-  for (std::int64_t i = 0; i < w.count(); ++i) wide.set(i, w.at(i));
   Instance& instance = trial.instance();
-  const Quantized a = quantize(instance, w, 64), b = quantize(instance, wide, 64);
-  same_bits("scale", a.scale, b.scale);
-  same_bits("qweight", a.qweight, b.qweight);
+  check_property(trial, 16, [&](Draws& draws) {
+    const std::int64_t rows = draws.integer("n", 1, 33), k = draws.integer("k", 1, 130), gap = draws.integer("gap", 0, 17), pack = draws.choose("pack", {1, 8, 64});
+    Random random = draws.random("weights");
+    Guarded w("w", Role::in, dtype, {rows, k}, k + gap), wide("w", Role::in, SQ_F32, {rows, k});
+    w.fill([&] { return 0.03 * random.normal(); });
+    for (std::int64_t i = 0; i < w.count(); ++i) wide.set(i, w.at(i));
+    const Quantized a = quantize(instance, w, pack), b = quantize(instance, wide, pack);
+    same_bits("scale", a.scale, b.scale);
+    same_bits("qweight", a.qweight, b.qweight);
+  });
 }
 
 /// The bad row is the last of many: nothing of the good rows before it may have been written.

@@ -165,12 +165,12 @@ void run_stream_bytes(Trial& trial) {
 }  // namespace
 
 void add_g03_memory(Cases& cases) {
-  const std::vector<std::string> forward_needs = {"linear", "operation:linear_forward"}, both = {"linear", "operation:linear_forward", "operation:linear_backward"};
+  const std::vector<std::string> forward_needs = {"linear", "operation:linear_forward", "in_process"}, both = {"linear", "operation:linear_forward", "operation:linear_backward", "in_process"};
   cases.push_back({3, "memory.workspace.forward", Kind::property, {"SQ-LIN-047"}, forward_needs, "a whole float weight in scratch", [](Trial& t) { run_workspace(t, false); }});
-  cases.push_back({3, "memory.workspace.backward", Kind::property, {"SQ-LIN-047"}, {"linear", "lora", "operation:linear_backward"}, "a whole float weight in scratch for dX", [](Trial& t) { run_workspace(t, true); }});
+  cases.push_back({3, "memory.workspace.backward", Kind::property, {"SQ-LIN-047"}, {"linear", "lora", "operation:linear_backward", "in_process"}, "a whole float weight in scratch for dX", [](Trial& t) { run_workspace(t, true); }});
   cases.push_back({3, "memory.resident.forward", Kind::property, {"SQ-LIN-047", "SQ-CNV-007"}, forward_needs, "a float weight allocated behind the allocator's back", [](Trial& t) { run_resident_memory(t, false); }});
   cases.push_back({3, "memory.resident.backward", Kind::property, {"SQ-LIN-047", "SQ-CNV-007"}, both, "a float weight kept for backward", [](Trial& t) { run_resident_memory(t, true); }});
-  cases.push_back({3, "memory.refused", Kind::property, {"SQ-LIN-046", "SQ-CNV-003"}, {"linear", "lora", "operation:linear_forward"}, "a failed allocation that crashes, or leaves half a result", run_refused_memory});
+  cases.push_back({3, "memory.refused", Kind::property, {"SQ-LIN-046", "SQ-CNV-003"}, {"linear", "lora", "operation:linear_forward", "in_process"}, "a failed allocation that crashes, or leaves half a result", run_refused_memory});
   cases.push_back({3, "memory.stream_bytes", Kind::property, {"SQ-STR-033", "SQ-STR-037", "SQ-STR-038"}, {"stream"}, "weights over budget, growth during passes", run_stream_bytes});
   g03::add_module(cases);
 }

@@ -6,6 +6,7 @@
 #include "gates/harness/linear.hpp"
 #include "gates/harness/linear_cases.hpp"
 #include "gates/harness/linear_vectors.hpp"
+#include "gates/harness/property.hpp"
 #include "gates/harness/registry.hpp"
 
 namespace squareq::gates {
@@ -77,26 +78,29 @@ void run_golden_backward(Trial& trial, bool saved_h) {
 
 /// Two backwards into the same accumulators: exactly twice the gradient; accumulate = 0 afterwards overwrites.
 void run_accumulate(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(7, Layer("accumulate", 33, 70, 64, true), SQ_F32);
-  fill(p, random, {.rank = 5});
-  Guarded dy("dy", Role::in, SQ_F32, {7, 33});
-  dy.fill([&] { return random.normal(); });
   Instance& instance = trial.instance();
-  BackwardOutputs once = backward(instance, p, dy, nullptr, nullptr);
-  BackwardOutputs sum;
-  sum.da_t.emplace("da_t", Role::inout, SQ_F32, std::vector<std::int64_t>{5, 70});
-  sum.db_t.emplace("db_t", Role::inout, SQ_F32, std::vector<std::int64_t>{33, 5});
-  for (int i = 0; i < 2; ++i) backward(instance, p, dy, nullptr, nullptr, {.accumulate = true}, nullptr, &sum);
-  const auto doubled = [](const Guarded& g) {
-    std::vector<double> v = g.values();
-    for (double& x : v) x *= 2;
-    return exactly(v);
-  };
-  compare(trial, *sum.da_t, doubled(*once.da_t));
-  compare(trial, *sum.db_t, doubled(*once.db_t));
-  BackwardOutputs again = backward(instance, p, dy, nullptr, nullptr);
-  same_bits("a later call without accumulate", *again.da_t, *once.da_t);
+  check_property(trial, 12, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 7), n = draws.integer("n", 1, 33), k = draws.integer("k", 1, 70), rank = draws.integer("rank", 1, 5);
+    Random random = draws.random("data");
+    Problem p(m, Layer("accumulate", n, k, 64, true), SQ_F32);
+    fill(p, random, {.rank = rank});
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return random.normal(); });
+    BackwardOutputs once = backward(instance, p, dy, nullptr, nullptr);
+    BackwardOutputs sum;
+    sum.da_t.emplace("da_t", Role::inout, SQ_F32, std::vector<std::int64_t>{rank, k});
+    sum.db_t.emplace("db_t", Role::inout, SQ_F32, std::vector<std::int64_t>{n, rank});
+    for (int i = 0; i < 2; ++i) backward(instance, p, dy, nullptr, nullptr, {.accumulate = true}, nullptr, &sum);
+    const auto doubled = [](const Guarded& g) {
+      std::vector<double> v = g.values();
+      for (double& x : v) x *= 2;
+      return exactly(v);
+    };
+    compare(trial, *sum.da_t, doubled(*once.da_t));
+    compare(trial, *sum.db_t, doubled(*once.db_t));
+    BackwardOutputs again = backward(instance, p, dy, nullptr, nullptr);
+    same_bits("a later call without accumulate", *again.da_t, *once.da_t);
+  });
 }
 
 /// alpha enters as alpha / rank, linearly and exactly: powers of two times the branch.
@@ -128,21 +132,24 @@ void run_alpha(Trial& trial) {
 
 /// At the start of training B = 0: output of the base to the bit, dA exactly 0, dB not, dX that of the base.
 void run_start(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(6, Layer("start", 40, 72, 64, true), SQ_F32);
-  fill(p, random, {.rank = 8, .b_zero = true});
-  Guarded dy("dy", Role::in, SQ_F32, {6, 40});
-  dy.fill([&] { return random.normal(); });
   Instance& instance = trial.instance();
-  const ForwardOutputs with = forward(instance, p);
-  BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
-  for (const double v : back.da_t->values()) require(v == 0, "dA is not 0 although B is");
-  compare(trial, *back.db_t, oracle_backward(p, dy, nullptr).db_t);
-  p.adapter.reset();
-  const ForwardOutputs without = forward(instance, p);
-  BackwardOutputs base = backward(instance, p, dy, nullptr, nullptr);
-  for (std::int64_t i = 0; i < with.y.count(); ++i) require(with.y.at(i) == without.y.at(i), "B = 0 changes the output at " + std::to_string(i));
-  for (std::int64_t i = 0; i < base.dx->count(); ++i) require(back.dx->at(i) == base.dx->at(i), "B = 0 changes dX at " + std::to_string(i));
+  check_property(trial, 12, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 6), n = draws.integer("n", 1, 40), k = draws.integer("k", 1, 72), rank = draws.integer("rank", 1, 8);
+    Random random = draws.random("data");
+    Problem p(m, Layer("start", n, k, 64, true), SQ_F32);
+    fill(p, random, {.rank = rank, .b_zero = true});
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return random.normal(); });
+    const ForwardOutputs with = forward(instance, p);
+    BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
+    for (const double v : back.da_t->values()) require(v == 0, "dA is not 0 although B is");
+    compare(trial, *back.db_t, oracle_backward(p, dy, nullptr).db_t);
+    p.adapter.reset();
+    const ForwardOutputs without = forward(instance, p);
+    BackwardOutputs base = backward(instance, p, dy, nullptr, nullptr);
+    for (std::int64_t i = 0; i < with.y.count(); ++i) require(with.y.at(i) == without.y.at(i), "B = 0 changes the output at " + std::to_string(i));
+    for (std::int64_t i = 0; i < base.dx->count(); ++i) require(back.dx->at(i) == base.dx->at(i), "B = 0 changes dX at " + std::to_string(i));
+  });
 }
 
 void run_gradients(Trial& trial, std::int32_t dtype, std::int64_t rank) {
@@ -199,39 +206,42 @@ void run_dx_without_adapter(Trial& trial) {
 
 /// Central differences of the forward, in exact arithmetic of small integers: no formula of the gradient is used at all.
 void run_finite_differences(Trial& trial) {
-  Random random = trial.random("data");
-  Problem p(3, Layer("differences", 5, 6, 2, false), SQ_F32);
-  fill(p, random, {.dyadic_scales = true, .integer_x = 4, .rank = 2});
-  p.layer.scale.fill(0x1p-7);
-  p.adapter->a_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
-  p.adapter->b_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
-  Guarded dy("dy", Role::in, SQ_F32, {3, 5});
-  dy.fill([&] { return static_cast<double>(random.integer(-3, 3)); });
   Instance& instance = trial.instance();
-  BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
-  const auto value = [&] {
-    const std::vector<double> y = forward(instance, p).y.values();
-    double sum = 0;
-    for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy.at(static_cast<std::int64_t>(i));
-    return sum;
-  };
-  // The output is linear in x, in A and in B separately: a central difference of step 1 is the exact derivative.
-  const auto differences = [&](Guarded& tensor) {
-    Expected e;
-    for (std::int64_t i = 0; i < tensor.count(); ++i) {
-      const double here = tensor.at(i);
-      tensor.set(i, here + 1);
-      const double up = value();
-      tensor.set(i, here - 1);
-      const double down = value();
-      tensor.set(i, here);
-      e.add((up - down) / 2, 0);
-    }
-    return e;
-  };
-  compare(trial, *back.dx, differences(p.x));
-  compare(trial, *back.da_t, differences(p.adapter->a_t));
-  compare(trial, *back.db_t, differences(p.adapter->b_t));
+  check_property(trial, 8, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 3), n = draws.integer("n", 1, 5), k = draws.integer("k", 1, 6), rank = draws.integer("rank", 1, 2);
+    Random random = draws.random("data");
+    Problem p(m, Layer("differences", n, k, 2, false), SQ_F32);
+    fill(p, random, {.dyadic_scales = true, .integer_x = 4, .rank = rank});
+    p.layer.scale.fill(0x1p-7);
+    p.adapter->a_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
+    p.adapter->b_t.fill([&] { return static_cast<double>(random.integer(-4, 4)) / 4; });
+    Guarded dy("dy", Role::in, SQ_F32, {m, n});
+    dy.fill([&] { return static_cast<double>(random.integer(-3, 3)); });
+    BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
+    const auto value = [&] {
+      const std::vector<double> y = forward(instance, p).y.values();
+      double sum = 0;
+      for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy.at(static_cast<std::int64_t>(i));
+      return sum;
+    };
+    // The output is linear in x, in A and in B separately: a central difference of step 1 is the exact derivative.
+    const auto differences = [&](Guarded& tensor) {
+      Expected e;
+      for (std::int64_t i = 0; i < tensor.count(); ++i) {
+        const double here = tensor.at(i);
+        tensor.set(i, here + 1);
+        const double up = value();
+        tensor.set(i, here - 1);
+        const double down = value();
+        tensor.set(i, here);
+        e.add((up - down) / 2, 0);
+      }
+      return e;
+    };
+    compare(trial, *back.dx, differences(p.x));
+    compare(trial, *back.da_t, differences(p.adapter->a_t));
+    compare(trial, *back.db_t, differences(p.adapter->b_t));
+  });
 }
 
 void run_activated(Trial& trial, sq_activation activation) {
@@ -269,6 +279,45 @@ void run_differential(Trial& trial) {
   against(*mine.dx, *other.dx, bounds.dx);
   against(*mine.da_t, *other.da_t, bounds.da_t);
   against(*mine.db_t, *other.db_t, bounds.db_t);
+}
+
+/// Every subset of the outputs: what is asked for does not depend on what is not.
+void run_subsets(Trial& trial) {
+  Random random = trial.random("data");
+  for (const bool own : {false, true}) {
+    Problem p(4, Layer("subsets", 21, 66, 64, true), SQ_F32);
+    fill(p, random, {.rank = 3});
+    if (own) p.adapter->x_own.emplace("lora x", Role::in, SQ_F32, std::vector<std::int64_t>{4, 66}).fill([&] { return random.normal(); });
+    Guarded dy("dy", Role::in, SQ_F32, {4, 21});
+    dy.fill([&] { return random.normal(); });
+    Instance& instance = trial.instance();
+    const BackwardOutputs all = backward(instance, p, dy, nullptr, nullptr);
+    const DirectWeight direct(p.layer);
+    auto lora = sized<sq_lora>();
+    lora.scaling = p.adapter->scaling;
+    lora.a_t = p.adapter->a_t.tensor();
+    lora.b_t = p.adapter->b_t.tensor();
+    lora.x = own ? p.adapter->x_own->tensor() : nullptr;
+    for (unsigned wanted = 0; wanted < (own ? 16u : 8u); ++wanted) {
+      Guarded dx("dx", Role::out, SQ_F32, {4, 66}), dx_lora("dx_lora", Role::out, SQ_F32, {4, 66}), da("da_t", Role::out, SQ_F32, {3, 66}), db("db_t", Role::out, SQ_F32, {21, 3});
+      auto args = sized<sq_linear_backward_args>();
+      args.weight = direct.ref();
+      args.dy = dy.tensor();
+      args.x = p.x.tensor();
+      args.lora = &lora;
+      args.dx = wanted & 1 ? dx.tensor() : nullptr;
+      args.da_t = wanted & 2 ? da.tensor() : nullptr;
+      args.db_t = wanted & 4 ? db.tensor() : nullptr;
+      args.dx_lora = wanted & 8 ? dx_lora.tensor() : nullptr;
+      call_ok("linear_backward of some outputs", {wanted & 1 ? &dx : nullptr, wanted & 2 ? &da : nullptr, wanted & 4 ? &db : nullptr, wanted & 8 ? &dx_lora : nullptr, &dy, &p.x},
+              [&](sq_error* e) { return instance.linear().linear_backward(instance.get(), &args, e); });
+      const std::string which = "subset " + std::to_string(wanted) + (own ? " with the branch's own x: " : ": ");
+      if (wanted & 1) same_bits(which + "dX", dx, *all.dx);
+      if (wanted & 2) same_bits(which + "dA", da, *all.da_t);
+      if (wanted & 4) same_bits(which + "dB", db, *all.db_t);
+      if (wanted & 8) same_bits(which + "dX of the branch", dx_lora, *all.dx_lora);
+    }
+  }
 }
 
 void run_refusals(Trial& trial) {
@@ -311,6 +360,7 @@ void add_g04_lora(Cases& cases) {
   };
   cases.push_back({4, "lora.golden.forward.f32", Kind::vector, {"SQ-LOR-001"}, needs, "alpha instead of alpha/rank, padded columns in A, B transposed", [](Trial& t) { run_golden_forward(t, SQ_F32); }});
   cases.push_back({4, "lora.golden.forward.bf16", Kind::vector, {"SQ-LOR-001"}, with_dtype("bf16"), "output rounded twice", [](Trial& t) { run_golden_forward(t, SQ_BF16); }});
+  cases.push_back({4, "lora.subsets_of_outputs", Kind::property, {"SQ-LIN-013"}, needs, "an output that is needed although nobody asked for it", run_subsets});
   cases.push_back({4, "lora.golden.backward", Kind::vector, {"SQ-LOR-010", "SQ-LOR-011", "SQ-NUM-011"}, needs, "any of the gradients off by a factor or transposed", [](Trial& t) { run_golden_backward(t, false); }});
   cases.push_back({4, "lora.golden.backward_saved_h", Kind::vector, {"SQ-LOR-004", "SQ-LOR-010"}, needs, "saved H ignored or scaled twice", [](Trial& t) { run_golden_backward(t, true); }});
   cases.push_back({4, "lora.accumulate", Kind::property, {"SQ-LOR-012"}, needs, "accumulate ignored, or added where it must overwrite", run_accumulate});

@@ -94,7 +94,7 @@ void run_refusals(Trial& trial) {
     args.y = y.tensor();
     return args;
   };
-  const auto refuse = [&](const std::string& what, std::initializer_list<Code> codes, const sq_linear_forward_args& args) {
+  const auto refuse = [&](const std::string& what, const std::vector<Code>& codes, const sq_linear_forward_args& args) {
     call_refused("linear_forward with " + what, codes, {&p.x, &y, &narrow, &p.layer.qweight, &p.layer.scale, &p.layer.bias},
                  [&](sq_error* e) { return instance.linear().linear_forward(instance.get(), &args, e); });
   };

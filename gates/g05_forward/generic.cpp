@@ -1,8 +1,8 @@
 // Generic data against the float64 oracle within derived bounds, and against the reference backend.
-#include <algorithm>
 #include <cmath>
 
 #include "gates/g05_forward/g05_forward.hpp"
+#include "gates/harness/property.hpp"
 #include "squareq/tensor.hpp"
 
 namespace squareq::gates::g05 {
@@ -40,26 +40,25 @@ void run_activation_backward(Trial& trial, sq_activation activation, std::int32_
   compare(trial, *out.dx, oracle_backward(p, dy, &z).dx);
 }
 
-/// Random shapes and magnitudes, smallest first, so that the first failure is the smallest one found.
+/// Any shape and magnitude: forward and dX within their bounds.
 void run_property(Trial& trial, std::int32_t dtype) {
-  Random random = trial.random("shapes");
-  std::vector<Shape> shapes;
-  for (int i = 0; i < 24; ++i) shapes.push_back({random.integer(1, 19), random.integer(1, 300), random.integer(1, 90), random.integer(0, 1) ? 64 : random.integer(1, 33)});
-  std::sort(shapes.begin(), shapes.end(), [](const Shape& a, const Shape& b) { return a.m * a.k * a.n < b.m * b.k * b.n; });
   Instance& instance = trial.instance();
-  for (const Shape& s : shapes) {
-    Problem p(s.m, Layer("property", s.n, s.k, s.pack, random.integer(0, 1) == 1), dtype);
+  check_property(trial, 24, [&](Draws& draws) {
+    const std::int64_t m = draws.integer("m", 1, 19), k = draws.integer("k", 1, 300), n = draws.integer("n", 1, 90), pack = draws.choose("pack", {1, 64, 2, 3, 8, 31});
+    const bool bias = draws.coin("bias");
+    const double x_size = std::ldexp(1.0, static_cast<int>(draws.integer("x_exponent", -4, 4)));
+    Random random = draws.random("data");
+    Problem p(m, Layer("property", n, k, pack, bias), dtype);
     p.y_dtype = dtype;
     fill(p, random, {});
-    const double x_size = std::ldexp(1.0, static_cast<int>(random.integer(-4, 4)));
     for (std::int64_t i = 0; i < p.x.count(); ++i) p.x.set(i, p.x.at(i) * x_size);
     const ForwardOutputs out = forward(instance, p);
     compare(trial, out.y, oracle_forward(p).y);
-    Guarded dy("dy", Role::in, dtype, {s.m, s.n});
+    Guarded dy("dy", Role::in, dtype, {m, n});
     dy.fill([&] { return random.normal(); });
     BackwardOutputs back = backward(instance, p, dy, nullptr, nullptr);
     compare(trial, *back.dx, oracle_backward(p, dy, nullptr).dx);
-  }
+  });
 }
 
 /// Backend against reference: each is within its bound of the exact value, so they are within twice the bound of each other.

@@ -214,7 +214,7 @@ void add_g09_end_to_end(Cases& cases) {
   streamed(5, 2, false, false);
   streamed(2, 1, true, true);
   cases.push_back({9, "training.resume", Kind::property, {"SQ-NUM-004", "SQ-CNV-004"}, streams, "state that survives outside adapters and moments", run_resume});
-  cases.push_back({9, "training.released_lease", Kind::vector, {"SQ-STR-043", "SQ-STR-041", "SQ-STR-044", "SQ-STR-045"}, streams, "use after release, visits out of order", run_released_lease});
+  cases.push_back({9, "training.released_lease", Kind::vector, {"SQ-STR-043", "SQ-MOD-003", "SQ-STR-041", "SQ-STR-044", "SQ-STR-045"}, streams, "use after release, visits out of order", run_released_lease});
   cases.push_back({9, "training.failed_read", Kind::vector, {"SQ-STR-050", "SQ-STR-051", "SQ-STR-052"}, streams, "a block zero-filled after a failed read", run_failed_read});
   cases.push_back({9, "training.two_sessions", Kind::property, {"SQ-CNV-004", "SQ-STR-046"}, streams, "state shared between sessions or contexts", run_two_sessions});
 }

@@ -9,13 +9,13 @@
 namespace squareq::gates::g09 {
 namespace {
 
-std::vector<std::vector<Layer>> make_blocks(Trial& trial, std::uint32_t count) {
+std::vector<std::vector<Layer>> make_blocks(Trial& trial, const std::vector<std::int64_t>& hidden_widths) {
   Instance& instance = trial.instance();
   Random random = trial.random("weights");
   std::vector<std::vector<Layer>> blocks;
-  for (std::uint32_t b = 0; b < count; ++b) {
+  for (std::size_t b = 0; b < hidden_widths.size(); ++b) {
     std::vector<Layer>& layers = blocks.emplace_back();
-    const std::pair<std::int64_t, std::int64_t> shapes[] = {{hidden, width}, {width, hidden}};
+    const std::pair<std::int64_t, std::int64_t> shapes[] = {{hidden_widths[b], width}, {width, hidden_widths[b]}};
     for (std::uint32_t i = 0; i < layers_per_block; ++i) {
       const std::int64_t n = shapes[i].first, k = shapes[i].second;
       Layer layer("blocks." + std::to_string(b) + ".fc" + std::to_string(i + 1), n, k, 64, true);
@@ -66,7 +66,9 @@ std::size_t linear_index(std::uint32_t block, std::uint32_t layer) { return bloc
 
 }  // namespace
 
-Model::Model(Trial& trial, std::uint32_t block_count) : blocks(make_blocks(trial, block_count)) {
+Model::Model(Trial& trial, std::uint32_t block_count) : Model(trial, std::vector<std::int64_t>(block_count, hidden)) {}
+
+Model::Model(Trial& trial, const std::vector<std::int64_t>& hidden_widths) : blocks(make_blocks(trial, hidden_widths)) {
   Random random = trial.random("data");
   const auto normal = [&](std::int64_t count, double size) {
     std::vector<float> out;
@@ -75,7 +77,7 @@ Model::Model(Trial& trial, std::uint32_t block_count) : blocks(make_blocks(trial
   };
   input = normal(rows * width, 1);
   target = normal(rows * width, 1);
-  for (std::uint32_t b = 0; b < block_count; ++b)
+  for (std::uint32_t b = 0; b < blocks.count(); ++b)
     for (std::uint32_t i = 0; i < layers_per_block; ++i) {
       const Layer& layer = blocks.layer(b, i);
       const auto trained = [](std::vector<float> value) {
@@ -163,7 +165,7 @@ std::vector<StepTrace> train(Instance& instance, Model& model, const WeightSourc
         return floats(*out.dx);
       };
       const std::vector<float> dh = run_backward(1, second.problem, dx, nullptr, *outer.h);
-      Guarded pre("preactivation", Role::in, SQ_F32, {rows, hidden});
+      Guarded pre("preactivation", Role::in, SQ_F32, {rows, first.problem.layer.n});
       pre.set_bytes(inner.preactivation->bytes());
       const std::vector<float> through = run_backward(0, first.problem, dh, &pre, *inner.h);
       for (std::size_t j = 0; j < dx.size(); ++j) dx[j] += through[j];

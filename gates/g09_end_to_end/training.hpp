@@ -44,6 +44,8 @@ struct WeightSource {
 
 struct Model {
   Model(Trial& trial, std::uint32_t block_count);
+  /// One block per entry: its hidden width, so that extents differ in size.
+  Model(Trial& trial, const std::vector<std::int64_t>& hidden_widths);
   Blocks blocks;
   std::vector<float> input, target;  // [rows, width]
   TrainState start;                  // A random, B zero

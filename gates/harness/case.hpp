@@ -40,6 +40,7 @@ struct Verdict {
   std::optional<double> margin;  ///< largest error / bound seen; > 1 fails
   std::string message;
   double seconds = 0;
+  std::string example;  ///< what a property failed, crashed or hung on, as --example takes it; empty: nothing, or no property
 };
 
 }  // namespace squareq::gates

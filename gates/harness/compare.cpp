@@ -22,35 +22,50 @@ bool suspiciously_trivial(std::span<const double> actual, std::span<const double
   return actual.size() >= 10 && zeros(actual) > limit && zeros(expected) <= limit;
 }
 
-}  // namespace
+struct Worst {
+  double margin = 0;
+  std::size_t at = 0;
+};
 
-double compare(const std::string& name, std::span<const double> actual, const Expected& expected) {
+/// The largest error in units of its bound. Fails where sizes, NaN or infinities do not agree.
+Worst measure(const std::string& name, std::span<const double> actual, const Expected& expected) {
   require(actual.size() == expected.value.size() && actual.size() == expected.bound.size(),
           fmt::format("{}: {} elements against {} expected", name, actual.size(), expected.value.size()));
   for (std::size_t i = 0; i < actual.size(); ++i)
     require(class_of(actual[i]) == class_of(expected.value[i]),
             fmt::format("{}[{}] is {} ({}), expected {} ({})", name, i, class_of(actual[i]), actual[i], class_of(expected.value[i]), expected.value[i]));
-  double worst = 0;
-  std::size_t at = 0;
+  Worst worst;
   for (std::size_t i = 0; i < actual.size(); ++i) {
     if (!std::isfinite(actual[i])) continue;
     const double error = std::fabs(actual[i] - expected.value[i]);
     const double margin = error == 0 ? 0 : expected.bound[i] > 0 ? error / expected.bound[i] : std::numeric_limits<double>::infinity();
-    if (margin > worst) {
-      worst = margin;
-      at = i;
-    }
+    if (margin > worst.margin) worst = {margin, i};
   }
-  if (worst > 1)
-    fail(fmt::format("{}[{}] = {:.9g}, expected {:.9g} within {:.3g}: error is {:.3g} times its bound", name, at, actual[at], expected.value[at],
-                     expected.bound[at], worst));
-  if (suspiciously_trivial(actual, expected.value)) mistrust(name + ": more than 30 % of the result is zero although the expectation is not");
   return worst;
+}
+
+void judge(const std::string& name, std::span<const double> actual, const Expected& expected, const Worst& worst) {
+  if (worst.margin > 1)
+    fail(fmt::format("{}[{}] = {:.9g}, expected {:.9g} within {:.3g}: error is {:.3g} times its bound", name, worst.at, actual[worst.at],
+                     expected.value[worst.at], expected.bound[worst.at], worst.margin));
+  if (suspiciously_trivial(actual, expected.value)) mistrust(name + ": more than 30 % of the result is zero although the expectation is not");
+}
+
+}  // namespace
+
+double compare(const std::string& name, std::span<const double> actual, const Expected& expected) {
+  const Worst worst = measure(name, actual, expected);
+  judge(name, actual, expected, worst);
+  return worst.margin;
 }
 
 void compare(Trial& trial, const Guarded& actual, const Expected& expected) {
   const std::vector<double> values = actual.values();
-  trial.margin(compare(actual.name() + " " + shape_text(*actual.tensor()), values, expected));
+  const std::string name = actual.name() + " " + shape_text(*actual.tensor());
+  // Recorded first: the report of a failed case shows by how much.
+  const Worst worst = measure(name, values, expected);
+  trial.margin(worst.margin);
+  judge(name, values, expected, worst);
 }
 
 void same_bytes(const std::string& what, std::span<const std::byte> a, std::span<const std::byte> b) {

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "gates/harness/half.hpp"
+#include "gates/harness/placement.hpp"
 #include "squareq/tensor.hpp"
 
 namespace squareq::gates {
@@ -43,9 +44,15 @@ Guarded::Guarded(std::string name, Role role, std::int32_t dtype, std::vector<st
   bytes_ = first_ + static_cast<std::size_t>(span) * element_ + fence;
   memory_.reset(new (std::align_val_t{64}) std::byte[bytes_]);
   std::memset(memory_.get(), static_cast<int>(sentinel), bytes_);
+  place(memory_.get(), bytes_);
   tensor_.data = memory_.get() + first_;
   if (role_ != Role::out)
     fill(0.0);
+}
+
+void Guarded::Free::operator()(std::byte* p) const {
+  unplace(p);
+  ::operator delete[](p, std::align_val_t{64});
 }
 
 std::size_t Guarded::offset(std::int64_t row, std::int64_t column) const {

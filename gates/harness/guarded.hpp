@@ -20,7 +20,8 @@ enum class Role {
 };
 
 /// A host tensor of rank 1 or 2, row-major, with an optional row stride. Row gaps and both ends hold sentinel bytes whose float value is
-/// NaN, so that reading past a row poisons the result. Movable, not copyable, not thread-safe.
+/// NaN, so that reading past a row poisons the result. For an implementation on a device the whole buffer, sentinels included, stands in
+/// device memory while a call runs (placement.hpp). Movable, not copyable, not thread-safe.
 class Guarded {
  public:
   Guarded() = default;
@@ -66,7 +67,7 @@ class Guarded {
   std::string changed_outside_elements() const;
 
   struct Free {
-    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+    void operator()(std::byte* p) const;
   };
   std::string name_;
   Role role_ = Role::in;

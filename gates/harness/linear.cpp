@@ -94,6 +94,24 @@ ForwardOutputs forward(Instance& instance, Problem& p, ForwardWish wish, const s
   return out;
 }
 
+Guarded dequantize(Instance& instance, const sq_weight_ref& weight, std::int64_t n, std::int64_t k, std::int32_t dtype) {
+  Guarded out("out", Role::out, dtype, {n, k});
+  auto args = sized<sq_dequantize_args>();
+  args.weight = &weight;
+  args.out = out.tensor();
+  require(instance.linear().dequantize != nullptr, "dequantize is described but its entry is null");
+  call_ok("dequantize", {&out}, [&](sq_error* e) { return instance.linear().dequantize(instance.get(), &args, e); });
+  return out;
+}
+
+Guarded dequantized(const Layer& layer, std::int32_t dtype) {
+  Guarded out("expected", Role::in, dtype, {layer.n, layer.k});
+  for (std::int64_t n = 0; n < layer.n; ++n)
+    for (std::int64_t k = 0; k < layer.k; ++k)
+      out.set(n, k, static_cast<double>(static_cast<float>(layer.qweight.at(n, k)) * static_cast<float>(layer.scale.at(n))));
+  return out;
+}
+
 BackwardOutputs backward(Instance& instance, Problem& p, Guarded& dy, Guarded* preactivation, Guarded* h, BackwardWish wish, const sq_weight_ref* weight,
                          BackwardOutputs* into) {
   BackwardOutputs out;

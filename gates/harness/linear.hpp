@@ -93,6 +93,11 @@ ForwardOutputs forward(Instance& instance, Problem& problem, ForwardWish wish = 
 BackwardOutputs backward(Instance& instance, Problem& problem, Guarded& dy, Guarded* preactivation, Guarded* h, BackwardWish wish = {},
                          const sq_weight_ref* weight = nullptr, BackwardOutputs* into = nullptr);
 
+/// The dequantize operation, guarded: all rows as `dtype`.
+Guarded dequantize(Instance& instance, const sq_weight_ref& weight, std::int64_t n, std::int64_t k, std::int32_t dtype);
+/// What it must give: one fp32 product, then one rounding to `dtype`.
+Guarded dequantized(const Layer& layer, std::int32_t dtype);
+
 /// float64 oracle with the bounds of spec/35-numerics.md.
 struct ForwardOracle {
   Expected y, preactivation, h;

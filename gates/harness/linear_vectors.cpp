@@ -247,6 +247,8 @@ std::vector<std::string> needs_of(const json& vector) {
   if (gate_of(vector) == 4) needs.push_back("lora");
   if (op.starts_with("linear") || op == "quantize_activation") {
     const auto tensors = read_tensors(embedded("linear/cases/" + vector["name"].get<std::string>() + ".safetensors"));
+    // Int8 activations are optional: rounding class R4 says whether they are offered.
+    if (tensors.contains("xq.q") || vector["params"].value("compute", 0) == SQ_COMPUTE_W8A8) needs.push_back("class:R4");
     for (const char* name : {"x", "dy"})
       if (const auto found = tensors.find(name); found != tensors.end()) {
         const std::string& dtype = found->second.dtype;

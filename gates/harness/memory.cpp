@@ -21,9 +21,7 @@ constexpr std::uint64_t fence = 256;
 constexpr unsigned char fence_byte = 0xC3;
 constexpr unsigned char fresh_byte = 0xA5;
 
-bool intact(const unsigned char* fence_start) {
-  return std::all_of(fence_start, fence_start + fence, [](unsigned char b) { return b == fence_byte; });
-}
+std::uint64_t free_on_device() { return device_in_use() ? device_in_use()->free_bytes() : 0; }
 
 #if defined(__SANITIZE_ADDRESS__)
 
@@ -61,7 +59,7 @@ std::uint64_t status_kib(const char* key) {
 
 }  // namespace
 
-Meter::Meter() {
+Meter::Meter(DeviceMemory* device) : device_(device) {
   table_.size = sizeof table_;
   table_.user = this;
   table_.allocate = [](void* user, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle, const char* tag) {
@@ -73,7 +71,40 @@ Meter::Meter() {
 }
 
 Meter::~Meter() {
-  for (const auto& [pointer, base] : bases_) std::free(base);
+  for (const auto& [pointer, base] : bases_) raw_release(home_of(blocks_.at(pointer).kind), base);
+}
+
+Meter::Home Meter::home_of(int kind) const {
+  if (!device_ || kind == SQ_MEM_HOST) return Home::host;
+  return kind == SQ_MEM_HOST_PINNED ? Home::pinned : Home::device;
+}
+
+void* Meter::raw_allocate(Home home, std::uint64_t bytes) {
+  switch (home) {
+    case Home::pinned: return device_->allocate_pinned(bytes);
+    case Home::device: return device_->allocate(bytes);
+    default: return std::malloc(bytes);
+  }
+}
+
+void Meter::raw_release(Home home, void* base) {
+  switch (home) {
+    case Home::pinned: return device_->release_pinned(base);
+    case Home::device: return device_->release(base);
+    default: return std::free(base);
+  }
+}
+
+void Meter::write(Home home, unsigned char* to, unsigned char value, std::uint64_t bytes) {
+  if (home == Home::device) device_->fill(to, value, bytes);
+  else std::memset(to, value, bytes);
+}
+
+bool Meter::intact(Home home, const unsigned char* start) const {
+  std::array<unsigned char, fence> copy;
+  if (home == Home::device) device_->to_host(copy.data(), start, fence);
+  else std::memcpy(copy.data(), start, fence);
+  return std::all_of(copy.begin(), copy.end(), [](unsigned char b) { return b == fence_byte; });
 }
 
 void Meter::complain(const std::string& text) {
@@ -94,13 +125,14 @@ void* Meter::allocate(int kind, std::uint64_t bytes, std::uint64_t alignment, co
   if (refuse_from_ == 0) return nullptr;
   if (refuse_from_ > 0) --refuse_from_;
   const std::uint64_t align = std::max<std::uint64_t>(alignment, 64);
-  auto* base = static_cast<unsigned char*>(std::malloc(bytes + 2 * fence + align));
+  const Home home = home_of(kind);
+  auto* base = static_cast<unsigned char*>(raw_allocate(home, bytes + 2 * fence + align));
   if (!base) return nullptr;
   const auto address = (reinterpret_cast<std::uintptr_t>(base) + fence + align - 1) / align * align;
   auto* block = base + (address - reinterpret_cast<std::uintptr_t>(base));
-  std::memset(block - fence, fence_byte, fence);
-  std::memset(block, fresh_byte, bytes);
-  std::memset(block + bytes, fence_byte, fence);
+  write(home, block - fence, fence_byte, fence);
+  write(home, block, fresh_byte, bytes);
+  write(home, block + bytes, fence_byte, fence);
   blocks_[block] = {bytes, kind, name};
   bases_[block] = base;
   ++allocations_;
@@ -122,10 +154,12 @@ void Meter::release(void* pointer, int kind, std::uint64_t bytes) {
     complain("release('" + block.tag + "'): kind " + std::to_string(kind) + " and " + std::to_string(bytes) + " bytes, allocated as kind " +
              std::to_string(block.kind) + " with " + std::to_string(block.bytes));
   const auto* start = static_cast<const unsigned char*>(pointer);
-  if (!intact(start - fence) || !intact(start + block.bytes)) complain("'" + block.tag + "': wrote outside its allocation");
+  const Home home = home_of(block.kind);
+  if (home != Home::host) device_->synchronize();  // work that is queued may still use the block
+  if (!intact(home, start - fence) || !intact(home, start + block.bytes)) complain("'" + block.tag + "': wrote outside its allocation");
   held_[static_cast<std::size_t>(block.kind)] -= block.bytes;
   total_ -= block.bytes;
-  std::free(bases_.at(pointer));
+  raw_release(home, bases_.at(pointer));
   bases_.erase(pointer);
   blocks_.erase(found);
 }
@@ -166,25 +200,30 @@ std::string Meter::misuse() const {
 
 #if defined(__SANITIZE_ADDRESS__)
 
-ResidentPeak::ResidentPeak() : start_(heap_bytes()) {
+ResidentPeak::ResidentPeak() : start_(heap_bytes()), device_free_(free_on_device()) {
   heap_peak = start_;
   watch_heap();
 }
 
-std::uint64_t ResidentPeak::growth() const { return heap_peak - start_; }
+std::uint64_t ResidentPeak::host_growth() const { return heap_peak - start_; }
 
 #else
 
-ResidentPeak::ResidentPeak() {
+ResidentPeak::ResidentPeak() : device_free_(free_on_device()) {
   std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM to VmRSS
   start_ = status_kib("VmHWM:");
 }
 
-std::uint64_t ResidentPeak::growth() const {
+std::uint64_t ResidentPeak::host_growth() const {
   const std::uint64_t now = status_kib("VmHWM:");
   return now > start_ ? now - start_ : 0;
 }
 
 #endif
+
+std::uint64_t ResidentPeak::growth() const {
+  const std::uint64_t host = host_growth(), free = free_on_device();
+  return host + (device_free_ > free ? device_free_ - free : 0);
+}
 
 }  // namespace squareq::gates

@@ -7,17 +7,19 @@
 #include <mutex>
 #include <string>
 
+#include "gates/harness/device_memory.hpp"
 #include "squareq/contract.h"
 
 namespace squareq::gates {
 
 /// Counts bytes per kind, remembers peaks, can refuse. Every block lies between sentinels that release() checks and is filled with 0xA5, so that
-/// nobody relies on zeroed memory. Thread-safe. Must outlive every context that uses it.
+/// nobody relies on zeroed memory. With a device, the kinds SQ_MEM_DEVICE and SQ_MEM_SCRATCH lie in its memory and SQ_MEM_HOST_PINNED is
+/// page-locked; then release() waits for the device. Thread-safe. Must outlive every context that uses it.
 class Meter {
  public:
   static constexpr int kinds = 4;  // sq_memory_kind
 
-  Meter();
+  explicit Meter(DeviceMemory* device = nullptr);
   Meter(const Meter&) = delete;
   Meter& operator=(const Meter&) = delete;
   ~Meter();
@@ -48,7 +50,14 @@ class Meter {
   void* allocate(int kind, std::uint64_t bytes, std::uint64_t alignment, const char* tag);
   void release(void* pointer, int kind, std::uint64_t bytes);
   void complain(const std::string& text);
+  enum class Home { host, pinned, device };
+  Home home_of(int kind) const;
+  void* raw_allocate(Home home, std::uint64_t bytes);
+  void raw_release(Home home, void* base);
+  void write(Home home, unsigned char* to, unsigned char value, std::uint64_t bytes);
+  bool intact(Home home, const unsigned char* fence) const;
 
+  DeviceMemory* device_;
   sq_allocator table_{};
   mutable std::mutex mutex_;
   std::map<void*, Block> blocks_;
@@ -63,7 +72,8 @@ class Meter {
 };
 
 /// Peak memory of this process since construction, above what it had then: finds allocations that bypass the table. Resident pages, or, where
-/// AddressSanitizer keeps freed pages resident, bytes of the heap. One at a time.
+/// AddressSanitizer keeps freed pages resident, bytes of the heap; where a device is in use, its memory that is taken and still held counts too.
+/// One at a time.
 class ResidentPeak {
  public:
   ResidentPeak();
@@ -71,7 +81,10 @@ class ResidentPeak {
   std::uint64_t growth() const;
 
  private:
+  std::uint64_t host_growth() const;
+
   std::uint64_t start_ = 0;
+  std::uint64_t device_free_ = 0;
 };
 
 }  // namespace squareq::gates

@@ -50,7 +50,7 @@ std::int64_t ModuleTree::load(const std::string& slab) {
   return parse_answer("module.load", answer).at("loaded").get<std::int64_t>();
 }
 
-void ModuleTree::load_refused(const std::string& slab, std::initializer_list<Code> codes) {
+void ModuleTree::load_refused(const std::string& slab, const std::vector<Code>& codes) {
   const std::string text = json{{"slab", slab}}.dump();
   std::string answer;
   call_refused("module.load", codes, {}, [&](sq_error* e) { return group_->load(instance_.get(), id_, text.c_str(), append_text, &answer, e); });
@@ -59,6 +59,11 @@ void ModuleTree::load_refused(const std::string& slab, std::initializer_list<Cod
 void ModuleTree::cast(const std::string& dtype, const std::string& scope) {
   const std::string text = json{{"dtype", dtype}, {"scope", scope}}.dump();
   call_ok("module.cast", {}, [&](sq_error* e) { return group_->cast(instance_.get(), id_, text.c_str(), e); });
+}
+
+void ModuleTree::cast_refused(const std::string& dtype, const std::string& scope, const std::vector<Code>& codes) {
+  const std::string text = json{{"dtype", dtype}, {"scope", scope}}.dump();
+  call_refused("module.cast to '" + dtype + "' of the " + scope, codes, {}, [&](sq_error* e) { return group_->cast(instance_.get(), id_, text.c_str(), e); });
 }
 
 json ModuleTree::list() {
@@ -83,8 +88,18 @@ void ModuleTree::forward(const std::string& layer, Guarded& x, Guarded& y) {
   call_ok("module.forward of " + layer, {&x, &y}, [&](sq_error* e) { return group_->forward(instance_.get(), id_, layer.c_str(), x.tensor(), y.tensor(), e); });
 }
 
-void ModuleTree::forward_refused(const std::string& layer, std::initializer_list<Code> codes, Guarded& x, Guarded& y) {
+void ModuleTree::forward_refused(const std::string& layer, const std::vector<Code>& codes, Guarded& x, Guarded& y) {
   call_refused("module.forward of " + layer, codes, {&x, &y}, [&](sq_error* e) { return group_->forward(instance_.get(), id_, layer.c_str(), x.tensor(), y.tensor(), e); });
+}
+
+void ModuleTree::read_refused(const std::string& name, const std::vector<Code>& codes, Guarded& out) {
+  const sq_error e = call_refused("module.read of " + name, codes, {&out}, [&](sq_error* error) { return group_->read(instance_.get(), id_, name.c_str(), out.tensor(), error); });
+  must_name("module.read of " + name, e, {name});
+}
+
+void ModuleTree::write_refused(const std::string& name, const std::vector<Code>& codes, Guarded& in) {
+  const sq_error e = call_refused("module.write of " + name, codes, {&in}, [&](sq_error* error) { return group_->write(instance_.get(), id_, name.c_str(), in.tensor(), error); });
+  must_name("module.write of " + name, e, {name});
 }
 
 }  // namespace squareq::gates

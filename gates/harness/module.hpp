@@ -23,15 +23,18 @@ class ModuleTree {
 
   /// Loads; returns the number of layers that it says it loaded.
   std::int64_t load(const std::string& slab);
-  void load_refused(const std::string& slab, std::initializer_list<Code> codes);
+  void load_refused(const std::string& slab, const std::vector<Code>& codes);
   void cast(const std::string& dtype, const std::string& scope);
+  void cast_refused(const std::string& dtype, const std::string& scope, const std::vector<Code>& codes);
   /// {"parameters": [...], "buffers": [...]}
   nlohmann::json list();
   /// One parameter or buffer by its listed entry.
   Guarded read(const nlohmann::json& entry);
   void write(const nlohmann::json& entry, Guarded& value);
   void forward(const std::string& layer, Guarded& x, Guarded& y);
-  void forward_refused(const std::string& layer, std::initializer_list<Code> codes, Guarded& x, Guarded& y);
+  void forward_refused(const std::string& layer, const std::vector<Code>& codes, Guarded& x, Guarded& y);
+  void read_refused(const std::string& name, const std::vector<Code>& codes, Guarded& out);
+  void write_refused(const std::string& name, const std::vector<Code>& codes, Guarded& in);
 
  private:
   Instance& instance_;

@@ -8,15 +8,23 @@
 #include "squareq/text.hpp"
 
 namespace squareq::gates {
-namespace {
 
-Profile parse_profile(std::string_view text) {
-  const auto object = nlohmann::json::parse(text);
+Profile parse_profile(std::string_view text, const std::function<std::string_view(const std::string& name)>& text_of) {
   Profile p;
-  p.name = object.at("profile").get<std::string>();
-  p.purpose = object.at("purpose").get<std::string>();
-  p.needs = object.at("needs").get<std::vector<std::string>>();
-  p.mandatory = object.at("mandatory").get<std::set<std::string>>();
+  try {
+    const auto object = nlohmann::json::parse(text);
+    p.name = object.at("profile").get<std::string>();
+    p.purpose = object.at("purpose").get<std::string>();
+    p.needs = object.at("needs").get<std::vector<std::string>>();
+    p.mandatory = object.at("mandatory").get<std::set<std::string>>();
+    for (const std::string& name : object.value("includes", std::vector<std::string>())) {
+      const auto included = nlohmann::json::parse(text_of(name));
+      if (included.contains("includes")) throw Error(Code::INTERNAL, "profile '" + p.name + "' includes '" + name + "', which includes others itself");
+      p.mandatory.merge(included.at("mandatory").get<std::set<std::string>>());
+    }
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(Code::INTERNAL, "profile '" + p.name + "' is malformed: " + e.what());
+  }
   const auto exists = [](const std::string& id) {
     return std::any_of(all_cases().begin(), all_cases().end(), [&](const Case& c) { return c.id == id; });
   };
@@ -26,12 +34,10 @@ Profile parse_profile(std::string_view text) {
   return p;
 }
 
-}  // namespace
-
 const std::vector<Profile>& all_profiles() {
   static const std::vector<Profile> profiles = [] {
     std::vector<Profile> out;
-    for (const std::string_view name : embedded_names("profiles/")) out.push_back(parse_profile(embedded(name)));
+    for (const std::string_view name : embedded_names("profiles/")) out.push_back(parse_profile(embedded(name), [](const std::string& included) { return embedded("profiles/" + included + ".json"); }));
     return out;
   }();
   return profiles;

@@ -10,7 +10,8 @@ namespace squareq::gates {
 const Cases& all_cases() {
   static const Cases cases = [] {
     Cases all;
-    for (const auto add : {add_g00_format, add_g02_loading, add_g03_memory, add_g04_lora, add_g05_forward, add_g09_end_to_end, add_g15_telemetry}) add(all);
+    for (const auto add : {add_g00_format, add_g01_scaffold, add_g02_loading, add_g03_memory, add_g04_lora, add_g05_forward, add_g06_registry, add_g07_staging,
+                           add_g08_dispatch, add_g09_end_to_end, add_g10_errors, add_g11_cleanup, add_g12_multi_block, add_g13_eviction, add_g14_dtype, add_g15_telemetry}) add(all);
     std::set<std::string> ids;
     for (const Case& c : all) {
       if (!ids.insert(c.id).second) throw Error(Code::INTERNAL, "two gate cases share the id " + c.id);

@@ -13,6 +13,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "gates/harness/property.hpp"
 #include "gates/harness/trial.hpp"
 #include "squareq/text.hpp"
 
@@ -24,6 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 struct ChildResult {
   std::string text;       // what `work` returned, if it got that far
+  std::string note;       // the last line that it sent before
   bool timed_out = false;
   std::string death;      // how the child ended where it did not end well
 };
@@ -45,8 +47,11 @@ std::string describe_death(int status) {
   return "exit status " + std::to_string(WEXITSTATUS(status)) + " without a result";
 }
 
-/// Forks before the implementation is loaded: no thread of it can exist in the parent.
-ChildResult in_child(const std::function<std::string()>& work, int timeout_s) {
+using Note = std::function<void(const std::string&)>;
+
+/// Forks before the implementation is loaded: no thread of it can exist in the parent. `work` may note what it is about to do: one line
+/// at a time, of which the parent keeps the last; its result is a line too.
+ChildResult in_child(const std::function<std::string(const Note&)>& work, int timeout_s) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) throw Error(Code::IO_ERROR, std::string("pipe: ") + std::strerror(errno));
   const pid_t child = ::fork();
@@ -55,7 +60,7 @@ ChildResult in_child(const std::function<std::string()>& work, int timeout_s) {
     ::close(ends[0]);
     ::setpgid(0, 0);
     ::dup2(STDERR_FILENO, STDOUT_FILENO);  // an implementation that prints must not spoil our output
-    write_all(ends[1], work());
+    write_all(ends[1], work([&](const std::string& line) { write_all(ends[1], line + "\n"); }));
     ::_exit(0);
   }
   ::close(ends[1]);
@@ -76,6 +81,11 @@ ChildResult in_child(const std::function<std::string()>& work, int timeout_s) {
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     result.text.append(piece, static_cast<std::size_t>(got));
+    if (const auto end = result.text.rfind('\n'); end != std::string::npos) {
+      const auto begin = end == 0 ? std::string::npos : result.text.rfind('\n', end - 1);
+      result.note = result.text.substr(begin == std::string::npos ? 0 : begin + 1, end - (begin == std::string::npos ? 0 : begin + 1));
+      result.text.erase(0, end + 1);
+    }
   }
   ::close(ends[0]);
   int status = 0;
@@ -86,7 +96,7 @@ ChildResult in_child(const std::function<std::string()>& work, int timeout_s) {
 
 json to_json(const Verdict& v) {
   return {{"status", name_of(v.status)}, {"margin", v.margin ? json(*v.margin) : json(nullptr)}, {"has_margin", v.margin.has_value()},
-          {"message", v.message}, {"seconds", v.seconds}};
+          {"message", v.message}, {"seconds", v.seconds}, {"example", v.example}};
 }
 
 Verdict from_json(const json& object) {
@@ -96,6 +106,7 @@ Verdict from_json(const json& object) {
   if (object.at("has_margin").get<bool>()) v.margin = object.at("margin").is_null() ? std::numeric_limits<double>::infinity() : object.at("margin").get<double>();
   v.message = object.at("message").get<std::string>();
   v.seconds = object.at("seconds").get<double>();
+  v.example = object.at("example").get<std::string>();
   return v;
 }
 
@@ -105,7 +116,7 @@ constexpr int describe_timeout_s = 30;
 
 Description describe_in_child(const GateOptions& options) {
   const ChildResult answer = in_child(
-      [&] {
+      [&](const Note&) {
         json out;
         try {
           const Subject subject = Subject::open(options);
@@ -128,15 +139,23 @@ Description describe_in_child(const GateOptions& options) {
   return d;
 }
 
-Verdict run_in_child(const Case& gate_case, const GateOptions& options, const Description& description) {
-  const int limit = options.timeout_s > 0 ? std::min(options.timeout_s, gate_case.timeout_s) : gate_case.timeout_s;
+std::optional<std::map<std::string, std::int64_t>> given_example(const GateOptions& options) {
+  return options.example.empty() ? std::nullopt : std::optional(parse_example(options.example));
+}
+
+int limit_of(const Case& gate_case, const GateOptions& options) {
+  return options.timeout_s > 0 ? std::min(options.timeout_s, gate_case.timeout_s) : gate_case.timeout_s;
+}
+
+Verdict run_in_child(const Case& gate_case, const GateOptions& options, const Description& description, const std::function<Subject()>& open) {
+  const int limit = limit_of(gate_case, options);
   const auto start = Clock::now();
   const ChildResult result = in_child(
-      [&] {
+      [&](const Note& note) {
         Verdict v;
         try {
-          const Subject subject = Subject::open(options);
-          v = run_here(gate_case, subject, description, options.seed);
+          const Subject subject = open();
+          v = run_here(gate_case, subject, description, options.seed, {given_example(options), note});
         } catch (const std::exception& e) {
           v.status = Status::fail;
           v.message = e.what();
@@ -146,15 +165,18 @@ Verdict run_in_child(const Case& gate_case, const GateOptions& options, const De
       limit);
   Verdict verdict;
   verdict.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const std::string during = result.note.empty() ? "" : " during " + result.note;
   if (result.timed_out) {
     verdict.status = Status::timeout;
-    verdict.message = "no result within " + std::to_string(limit) + " s";
+    verdict.message = "no result within " + std::to_string(limit) + " s" + during;
+    verdict.example = result.note;
     return verdict;
   }
   const json object = json::parse(result.text, nullptr, false);
   if (!result.death.empty() || !object.is_object()) {
     verdict.status = Status::crash;
-    verdict.message = "the case's process ended by " + result.death;
+    verdict.message = "the case's process ended by " + result.death + during;
+    verdict.example = result.note;
     return verdict;
   }
   return from_json(object);

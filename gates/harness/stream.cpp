@@ -100,20 +100,88 @@ std::uint64_t Blocks::largest_extent() const {
 
 sq_status Blocks::read(void* user, std::uint32_t block, std::uint64_t offset, void* destination, std::uint64_t bytes, sq_error* error) {
   auto& self = *static_cast<Blocks*>(user);
-  if (self.failing_block == static_cast<std::int64_t>(block)) {
+  {
+    const std::lock_guard lock(self.log_mutex_);
+    self.log_.push_back({block, offset, bytes});
+  }
+  const bool counted_out = self.failing_read >= 0 && self.failing_read-- == 0;
+  if (counted_out || self.failing_block == static_cast<std::int64_t>(block)) {
     if (error) {
-      error->code = SQ_IO_ERROR;
+      error->code = self.fail_code;
       std::snprintf(error->message, sizeof error->message, "the suite made the read of block %u fail", block);
     }
-    return SQ_IO_ERROR;
+    return self.fail_code;
   }
   if (const std::uint32_t delay = self.delay_us) {
     Random random(self.reads_++, "delay");
     std::this_thread::sleep_for(std::chrono::microseconds(random.integer(0, delay)));
   }
+  for (std::int64_t left = self.permits; left >= 0; left = self.permits) {
+    if (left > 0 && self.permits.compare_exchange_strong(left, left - 1)) break;
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  if (const std::uint32_t time = self.read_takes_us) std::this_thread::sleep_for(std::chrono::microseconds(time));
   std::memcpy(destination, self.extents_[block].data() + offset, bytes);
   self.bytes_read += bytes;
   return SQ_OK;
+}
+
+std::vector<Read> Blocks::reads() const {
+  const std::lock_guard lock(log_mutex_);
+  return log_;
+}
+
+std::vector<std::vector<Layer>> random_blocks(Random& random, const std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>& shapes) {
+  std::vector<std::vector<Layer>> blocks;
+  for (std::size_t b = 0; b < shapes.size(); ++b) {
+    std::vector<Layer>& layers = blocks.emplace_back();
+    for (std::size_t i = 0; i < shapes[b].size(); ++i) {
+      Problem p(0, Layer("blocks." + std::to_string(b) + ".fc" + std::to_string(i), shapes[b][i].first, shapes[b][i].second, 64, i % 2 == 1), SQ_F32);
+      fill(p, random, {});
+      layers.push_back(std::move(p.layer));
+    }
+  }
+  return blocks;
+}
+
+void check_leased(Instance& instance, const Lease& lease, Blocks& blocks, std::uint32_t block) {
+  for (std::uint32_t i = 0; i < blocks.layers(block); ++i) {
+    const Layer& layer = blocks.layer(block, i);
+    const sq_weight_ref ref = lease.layer(i);
+    same_bits(layer.name + ", dequantized from its lease", dequantize(instance, ref, layer.n, layer.k, SQ_F32), dequantized(layer, SQ_F32));
+    if (!layer.has_bias) continue;
+    Problem p(1, Layer(layer.name, layer.n, layer.k, 64, true), SQ_F32);
+    p.x.fill(0.0);
+    const ForwardOutputs out = forward(instance, p, {}, &ref);
+    for (std::int64_t n = 0; n < layer.n; ++n) require(out.y.at(n) == layer.bias.at(n), layer.name + ": leased bias differs at " + std::to_string(n));
+  }
+}
+
+std::vector<sq_visit> ring(const Blocks& blocks, std::uint32_t slots) {
+  std::vector<sq_visit> visits;
+  for (const std::uint32_t block : streamed(blocks)) visits.push_back({block, static_cast<std::uint32_t>(visits.size()) % slots});
+  const std::vector<sq_visit> back(visits.rbegin(), visits.rend());
+  visits.insert(visits.end(), back.begin(), back.end());
+  return visits;
+}
+
+std::vector<sq_visit> forward_ring(const Blocks& blocks, std::uint32_t slots) {
+  const std::vector<std::uint32_t> order = streamed(blocks);
+  const std::size_t n = order.size();
+  std::vector<sq_visit> visits;
+  for (std::size_t i = 0; i < n; ++i) visits.push_back({order[i], slots >= n ? static_cast<std::uint32_t>(i) : 0u});
+  if (slots < 2 || slots >= n) return visits;
+  const std::size_t kept = slots - 2;
+  std::vector<bool> own(n, false);
+  for (std::size_t i = 0; i < kept; ++i) {
+    const std::size_t at = (2 * i + 1) * n / (2 * kept);
+    own[at] = true;
+    visits[at].slot = static_cast<std::uint32_t>(i + 2);
+  }
+  std::uint32_t turn = 0;
+  for (std::size_t i = 0; i < n; ++i)
+    if (!own[i]) visits[i].slot = turn++ % 2;
+  return visits;
 }
 
 std::vector<sq_visit> sawtooth(const Blocks& blocks, std::uint32_t slots) {
@@ -157,6 +225,7 @@ sq_stream_open_args open_args(Blocks& blocks, const sq_schedule& schedule, const
   args.read_user = &blocks;
   args.budget_bytes = spec.budget;
   args.poison_slots = 1;
+  args.keep_host_master = spec.host_master ? 1 : 0;
   return args;
 }
 

@@ -4,12 +4,19 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "gates/harness/linear.hpp"
 
 namespace squareq::gates {
+
+/// One call of the read callback.
+struct Read {
+  std::uint32_t block = 0;
+  std::uint64_t offset = 0, bytes = 0;
+};
 
 /// Blocks of layers with their extents and descriptions. Address-stable; must outlive every session opened on it.
 class Blocks {
@@ -32,7 +39,13 @@ class Blocks {
 
   std::atomic<std::uint64_t> bytes_read{0};
   std::atomic<std::uint32_t> delay_us{0};       ///< each read sleeps up to this long, by a hash of its place and count
-  std::atomic<std::int64_t> failing_block{-1};  ///< reads of it return IO_ERROR and deliver nothing
+  std::atomic<std::uint32_t> read_takes_us{0};  ///< each read takes at least this long
+  std::atomic<std::int64_t> permits{-1};        ///< not negative: each read waits until it can take one of these
+  std::atomic<std::int64_t> failing_block{-1};  ///< reads of it return fail_code and deliver nothing
+  std::atomic<std::int64_t> failing_read{-1};   ///< counts down; the read that finds 0 fails in the same way
+  std::atomic<sq_status> fail_code{SQ_IO_ERROR};
+  /// Every call so far, in order.
+  std::vector<Read> reads() const;
 
  private:
   std::vector<std::vector<Layer>> layers_;
@@ -42,7 +55,22 @@ class Blocks {
   std::deque<std::string> names_;
   std::vector<sq_block_desc> descriptions_;
   std::atomic<std::uint32_t> reads_{0};
+  mutable std::mutex log_mutex_;
+  std::vector<Read> log_;
 };
+
+/// One block per entry, one layer per inner entry, with random codes, scales and biases (every second layer has one).
+std::vector<std::vector<Layer>> random_blocks(Random& random, const std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>& shapes);
+
+/// Everything of a leased block equals what was delivered, judged through operations only: codes and scales by dequantize, the bias by a
+/// forward of zeros.
+void check_leased(Instance& instance, const Lease& lease, Blocks& blocks, std::uint32_t block);
+
+/// Visits 0..N-1, then N-1..0, streamed block i in slot i mod C: the training schedule of spec/60-streaming.md.
+std::vector<sq_visit> ring(const Blocks& blocks, std::uint32_t slots);
+/// Visits 0..N-1 as spec/60-streaming.md has them for forward passes: C - 2 blocks, evenly spread, keep slots of their own and the others
+/// take turns in two.
+std::vector<sq_visit> forward_ring(const Blocks& blocks, std::uint32_t slots);
 
 /// Visits 0..N-1, then N-1..0 of the blocks that are not resident, with slots chosen as Belady would: the slot whose block is needed last.
 std::vector<sq_visit> sawtooth(const Blocks& blocks, std::uint32_t slots);
@@ -57,6 +85,7 @@ struct SessionSpec {
   std::uint32_t slots = 2;
   std::uint32_t lookahead = 1;
   std::uint64_t budget = 0;
+  bool host_master = false;
 };
 sq_stream_open_args open_args(Blocks& blocks, const sq_schedule& schedule, const SessionSpec& spec);
 sq_schedule schedule_of(const std::vector<sq_visit>& visits, std::uint32_t lookahead);

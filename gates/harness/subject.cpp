@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gates/harness/placement.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq::gates {
@@ -37,6 +38,9 @@ bool Description::offers(std::string_view need) const {
   if (need.starts_with("operation:")) return operations.contains(tail("operation:"));
   if (need.starts_with("dtype:")) return activation_dtypes.contains(tail("dtype:"));
   if (need.starts_with("format:")) return formats.contains(tail("format:"));
+  if (need.starts_with("device:")) return device == tail("device:");
+  if (need.starts_with("class:")) return rounding_classes.contains(tail("class:"));
+  if (need == "in_process") return in_process;
   return groups.contains(std::string(need));
 }
 
@@ -54,6 +58,7 @@ Description parse_description(const std::string& answer) {
   if (object.contains("device")) d.device = text(object, "device");
   if (object.contains("formats")) d.formats = words(object, "formats");
   if (object.contains("activation_dtypes")) d.activation_dtypes = words(object, "activation_dtypes");
+  if (object.contains("rounding_classes")) d.rounding_classes = words(object, "rounding_classes");
   const auto flag = [&](const char* key, bool fallback) {
     const auto found = object.find(key);
     if (found == object.end()) return fallback;
@@ -66,21 +71,44 @@ Description parse_description(const std::string& answer) {
   return d;
 }
 
-Instance::Instance(const Implementation& implementation, std::uint32_t threads) : meter_(std::make_unique<Meter>()) {
+namespace {
+
+sq_host host_with(std::uint32_t threads) {
   auto host = sized<sq_host>();
   host.threads = threads;
   host.deterministic = 1;
+  return host;
+}
+
+}  // namespace
+
+Instance::Instance(const Implementation& implementation, std::uint32_t threads) : Instance(implementation, host_with(threads)) {}
+
+Instance::Instance(const Implementation& implementation, sq_host host) : meter_(std::make_unique<Meter>(device_of(implementation))) {
   host.allocator = meter_->table();
   context_.emplace(implementation, host);
 }
 
 Subject Subject::open(const GateOptions& options) {
   Subject subject(Implementation::load(find_backend(options.backend)));
+  subject.place_tensors();
   if (!is_path(options.backend)) {
     if (options.format && !subject.main_->format) subject.format_.emplace(options.format);
     if (options.module && !subject.main_->module) subject.module_.emplace(options.module);
   }
   return subject;
+}
+
+Subject Subject::on(const Implementation& implementation, DeviceMemory& device) {
+  use_device(&device);
+  return Subject(placed_on(implementation, device));
+}
+
+/// What describes itself badly is judged where it is described, and runs on the host.
+void Subject::place_tensors() {
+  const json d = json::parse(main_.describe(), nullptr, false);
+  if (!d.is_object() || d.value("device", json()) != "cuda" || d.value("usable", json(true)) == false) return;
+  *this = on(main_, cuda_device_memory());
 }
 
 const Implementation& Subject::of_group(std::string_view group) const {

@@ -2,14 +2,16 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 
 namespace squareq::gates {
 
-Trial::Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id)
-    : subject_(subject), description_(description), seed_(seed), case_id_(std::move(case_id)) {}
+Trial::Trial(const Subject& subject, const Description& description, std::uint64_t seed, std::string case_id, ExampleOptions examples)
+    : subject_(subject), description_(description), seed_(seed), case_id_(std::move(case_id)), examples_(std::move(examples)) {}
 
 Trial::~Trial() {
   instances_.clear();
@@ -21,6 +23,11 @@ Trial::~Trial() {
 
 Instance& Trial::instance(std::string_view group, std::uint32_t threads) {
   instances_.push_back(std::make_unique<Instance>(subject_.of_group(group), threads));
+  return *instances_.back();
+}
+
+Instance& Trial::instance(std::string_view group, const sq_host& host) {
+  instances_.push_back(std::make_unique<Instance>(subject_.of_group(group), host));
   return *instances_.back();
 }
 
@@ -37,6 +44,11 @@ Random Trial::random(std::string_view purpose) const {
 
 void Trial::margin(double value) {
   if (!margin_ || value > *margin_ || std::isnan(value)) margin_ = value;
+}
+
+const std::optional<std::map<std::string, std::int64_t>>& Trial::take_example() {
+  example_taken_ = true;
+  return examples_.given;
 }
 
 const std::filesystem::path& Trial::folder() {
@@ -58,17 +70,36 @@ void Trial::finish() {
   }
 }
 
-Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed) {
+void must_name(const std::string& what, const sq_error& error, const std::vector<std::string_view>& words) {
+  const auto lower = [](std::string text) {
+    for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return text;
+  };
+  const std::string told = lower(std::string(error.message) + " | " + error.layer + " | " + error.tensor + " | " + error.file);
+  for (const std::string_view word : words) {
+    bool found = false;
+    for (std::size_t from = 0; from <= word.size();) {
+      const std::size_t to = std::min(word.find('|', from), word.size());
+      found = found || told.find(lower(std::string(word.substr(from, to - from)))) != std::string::npos;
+      from = to + 1;
+    }
+    require(found, what + ": the error does not name '" + std::string(word) + "': " + error.message);
+  }
+}
+
+Verdict run_here(const Case& gate_case, const Subject& subject, const Description& description, std::uint64_t seed, const ExampleOptions& examples) {
   Verdict verdict;
   const auto start = std::chrono::steady_clock::now();
   std::optional<double> margin;
   try {
-    Trial trial(subject, description, seed, gate_case.id);
+    Trial trial(subject, description, seed, gate_case.id, examples);
     try {
       gate_case.run(trial);
+      if (trial.example_left()) fail("--example: the case draws no examples");
       trial.finish();
     } catch (...) {
       margin = trial.largest_margin();
+      verdict.example = trial.counterexample();
       throw;
     }
     margin = trial.largest_margin();

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -142,6 +143,65 @@ sq_status stale_adapter(sq_context* c, const Args* a, sq_error* e) {
   args.lora = &lora;
   return run(c, &args, e);
 }
+/// The same cache keyed by where the adapter lies: an optimizer that steps in place is never seen.
+sq_status adapter_cached_by_address(sq_context* c, const Args* a, sq_error* e) {
+  if (!a->lora || !a->lora->a_t || !a->lora->b_t) return run(c, a, e);
+  static std::map<const void*, std::pair<FloatCopy, FloatCopy>> seen;
+  const auto [at, added] = seen.try_emplace(a->lora->a_t->data, FloatCopy(*a->lora->a_t), FloatCopy(*a->lora->b_t));
+  at->second.first.tensor.data = at->second.first.values.data();
+  at->second.second.tensor.data = at->second.second.values.data();
+  sq_lora lora = *a->lora;
+  lora.a_t = &at->second.first.tensor;
+  lora.b_t = &at->second.second.tensor;
+  Args args = *a;
+  args.lora = &lora;
+  return run(c, &args, e);
+}
+/// B^T read as if its memory held B.
+sq_status b_transposed(sq_context* c, const Args* a, sq_error* e) {
+  if (!a->lora || !a->lora->b_t) return run(c, a, e);
+  FloatCopy b(*a->lora->b_t);
+  const std::vector<float> given = b.values;
+  const std::int64_t n = b.tensor.shape[0], r = b.tensor.shape[1];
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t k = 0; k < r; ++k) b.values[static_cast<std::size_t>(i * r + k)] = given[static_cast<std::size_t>(k * n + i)];
+  sq_lora lora = *a->lora;
+  lora.b_t = &b.tensor;
+  Args args = *a;
+  args.lora = &lora;
+  return run(c, &args, e);
+}
+/// Every layer of a leased block is its first.
+sq_status layer_index_ignored(sq_context* c, const Args* a, sq_error* e) {
+  if (!a->weight || a->weight->weight) return run(c, a, e);
+  sq_weight_ref ref = *a->weight;
+  ref.layer = 0;
+  Args args = *a;
+  args.weight = &ref;
+  return run(c, &args, e);
+}
+sq_status int8_wish_ignored(sq_context* c, const Args* a, sq_error* e) {
+  Args args = *a;
+  if (!args.xq && args.compute == SQ_COMPUTE_W8A8) args.compute = SQ_COMPUTE_EXACT_W;
+  return run(c, &args, e);
+}
+sq_status zero_point_ignored(sq_context* c, const Args* a, sq_error* e) {
+  if (!a->weight || !a->weight->weight) return run(c, a, e);
+  WeightCopy w(*a->weight);
+  std::erase_if(w.parts, [](const sq_part& p) { return std::string_view(p.name) == "zero_point"; });
+  w.link();
+  Args args = *a;
+  args.weight = &w.ref;
+  return run(c, &args, e);
+}
+/// Integer sums kept in a float that has lost its last six bits.
+void coarse_sums(const Args& a) {
+  if (a.xq) each_f32(a.y, [](float& v) { v = std::fabs(v) > 16777216.f ? std::rint(v / 64) * 64 : v; });
+}
+void sixteen_bit_sums(const Args& a) {
+  if (a.x && a.x->dtype == SQ_F16) each_f32(a.y, [](float& v) { v = std::min(v, 2048.f); });
+}
+void prints(const Args&) { std::puts("linear_forward"); }
 std::uint64_t float_bytes(const Args* a) {
   return a->weight && a->weight->weight ? static_cast<std::uint64_t>(a->weight->weight->out_features * a->weight->weight->in_features) * 4 : 0;
 }
@@ -185,6 +245,14 @@ const Mutation forward_mutations[] = {
     {"every_second_call_differs", [](Tables& t) { t.linear.linear_forward = then<every_second_call>; }},
     {"codes_changed", [](Tables& t) { t.linear.linear_forward = then<codes_changed>; }},
     {"gelu_forms_swapped", [](Tables& t) { t.linear.linear_forward = gelu_swapped; }},
+    {"adapter_cached_by_address", [](Tables& t) { t.linear.linear_forward = adapter_cached_by_address; }},
+    {"b_transposed", [](Tables& t) { t.linear.linear_forward = b_transposed; }},
+    {"layer_index_ignored", [](Tables& t) { t.linear.linear_forward = layer_index_ignored; }},
+    {"int8_wish_ignored", [](Tables& t) { t.linear.linear_forward = int8_wish_ignored; }},
+    {"zero_point_ignored", [](Tables& t) { t.linear.linear_forward = zero_point_ignored; }},
+    {"int8_sums_lose_units", [](Tables& t) { t.linear.linear_forward = then<coarse_sums>; }},
+    {"sixteen_bit_sums", [](Tables& t) { t.linear.linear_forward = then<sixteen_bit_sums>; }},
+    {"prints", [](Tables& t) { t.linear.linear_forward = then<prints>; }},
     {"bias_ignored", [](Tables& t) { t.linear.linear_forward = bias_ignored; }},
     {"scale_in_bf16", [](Tables& t) { t.linear.linear_forward = scale_in_bf16; }},
     {"nan_swallowed", [](Tables& t) { t.linear.linear_forward = nan_swallowed; }},

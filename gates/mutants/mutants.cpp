@@ -34,15 +34,18 @@ const sq_implementation* make() {
   tables.implementation = base();
   tables.linear = *base().linear;
   tables.stream = *base().stream;
+  tables.telemetry = *base().telemetry;
   tables.implementation.linear = &tables.linear;
   tables.implementation.stream = &tables.stream;
+  tables.implementation.telemetry = &tables.telemetry;
   tables.implementation.create = create;
   const char* wanted = std::getenv("SQUAREQ_MUTANT");
   if (!wanted || std::strcmp(wanted, "none") == 0) return &tables.implementation;
   const std::span<const Mutation> groups[] = {{quantize_mutations, quantize_mutation_count}, {forward_mutations, forward_mutation_count},
                                               {backward_mutations, backward_mutation_count}, {stream_mutations, stream_mutation_count},
-                                              {whole_mutations, whole_mutation_count},       {format_mutations, format_mutation_count},
-                                              {border_mutations, border_mutation_count}};
+                                              {telemetry_mutations, telemetry_mutation_count}, {module_mutations, module_mutation_count},
+                                              {errors_mutations, errors_mutation_count},     {whole_mutations, whole_mutation_count},
+                                              {format_mutations, format_mutation_count},       {border_mutations, border_mutation_count}};
   for (const auto& group : groups)
     for (const Mutation& m : group)
       if (std::strcmp(m.name, wanted) == 0) {

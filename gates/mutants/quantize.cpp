@@ -63,6 +63,17 @@ sq_status accept_nonfinite(sq_context* c, const sq_quantize_args* a, sq_error* e
   return base().linear->quantize(c, &args, e);
 }
 
+/// An overflowing row is clipped instead of refused.
+sq_status overflow_clipped(sq_context* c, const sq_quantize_args* a, sq_error* e) {
+  if (!a->w || a->w->dtype != SQ_F32 || a->w->rank != 2) return base().linear->quantize(c, a, e);
+  FloatCopy w(*a->w);
+  for (float& v : w.values)
+    if (std::isfinite(v)) v = std::fmax(std::fmin(v, 1e38f), -1e38f);
+  sq_quantize_args args = *a;
+  args.w = &w.tensor;
+  return base().linear->quantize(c, &args, e);
+}
+
 sq_status first_row_ignored(sq_context* c, const sq_dequantize_args* a, sq_error* e) {
   sq_dequantize_args args = *a;
   if (args.first_row > 0) args.first_row -= 1;
@@ -80,6 +91,7 @@ const Mutation quantize_mutations[] = {
     {"minus_128_emitted", [](Tables& t) { t.linear.quantize = then<minus_128>; }},
     {"dirty_padding", [](Tables& t) { t.linear.quantize = then<dirty_padding>; }},
     {"nan_weight_accepted", [](Tables& t) { t.linear.quantize = accept_nonfinite; }},
+    {"overflow_clipped", [](Tables& t) { t.linear.quantize = overflow_clipped; }},
     {"dequantize_row_off_by_one", [](Tables& t) { t.linear.dequantize = first_row_ignored; }},
 };
 const unsigned quantize_mutation_count = std::size(quantize_mutations);

@@ -9,6 +9,7 @@ struct Tables {
   sq_implementation implementation;
   sq_linear_group linear;
   sq_stream_group stream;
+  sq_telemetry_group telemetry;
 };
 
 struct Mutation {
@@ -33,6 +34,12 @@ extern const Mutation format_mutations[];
 extern const unsigned format_mutation_count;
 extern const Mutation border_mutations[];
 extern const unsigned border_mutation_count;
+extern const Mutation telemetry_mutations[];
+extern const unsigned telemetry_mutation_count;
+extern const Mutation module_mutations[];
+extern const unsigned module_mutation_count;
+extern const Mutation errors_mutations[];
+extern const unsigned errors_mutation_count;
 extern const Mutation whole_mutations[];
 extern const unsigned whole_mutation_count;
 

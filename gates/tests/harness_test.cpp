@@ -241,7 +241,7 @@ TEST(Registry, cases_are_well_formed) {  // SQ-CNF-001, SQ-CNF-002
 }
 
 TEST(Profiles, demand_what_they_need) {  // SQ-CNF-022
-  ASSERT_EQ(all_profiles().size(), 5u);
+  ASSERT_EQ(all_profiles().size(), 6u);
   Description none;
   EXPECT_TRUE(choose_profiles({}, none).empty());
   Description linear;

@@ -36,7 +36,7 @@ sq_status stream_open(sq_context* handle, const sq_stream_open_args* args, std::
   return guarded(error, [&] {
     static std::atomic<std::uint64_t> next{1};  // process-wide, so that another context's session id is never taken for ours
     Context& context = unwrap(handle);
-    const sq_stream_open_args& checked = checked_struct(args, "args");
+    const sq_stream_open_args checked = checked_struct(args, "args");
     std::uint64_t& id = output(session, "session");
     const std::uint64_t fresh = next++;
     auto opened = std::make_shared<StreamSession>(context, fresh, checked);
@@ -68,18 +68,14 @@ sq_status stream_end_step(sq_context* context, std::uint64_t session, std::uint3
 sq_status stream_stats(sq_context* context, std::uint64_t session, sq_stream_stats* stats, sq_error* error) {
   return guarded(error, [&] {
     checked_struct(stats, "stats");
-    const std::uint32_t size = stats->size;
-    *stats = unwrap(context).session(session)->stats();
-    stats->size = size;
+    fill_struct(stats, unwrap(context).session(session)->stats(), "stats");
   });
 }
 
 sq_status stream_lease_weight(sq_context* context, std::uint64_t session, sq_lease lease, std::uint32_t layer, sq_weight* weight, sq_error* error) {
   return guarded(error, [&] {
     checked_struct(weight, "weight");
-    const std::uint32_t size = weight->size;
-    *weight = unwrap(context).session(session)->lease_weight(lease, layer);
-    weight->size = size;
+    fill_struct(weight, unwrap(context).session(session)->lease_weight(lease, layer), "weight");
   });
 }
 
@@ -98,22 +94,20 @@ sq_status stream_close(sq_context* handle, std::uint64_t session, sq_error* erro
 sq_status telemetry_last_step(sq_context* context, std::uint64_t session, sq_step_metrics* metrics, sq_error* error) {
   return guarded(error, [&] {
     checked_struct(metrics, "metrics");
-    const std::uint32_t size = metrics->size;
-    *metrics = unwrap(context).session(session)->last_step();
-    metrics->size = size;
+    fill_struct(metrics, unwrap(context).session(session)->last_step(), "metrics");
   });
 }
 
 sq_status create(const sq_host* host, sq_context** context, sq_error* error) {
   return guarded(error, [&] {
-    const sq_host& h = checked_struct(host, "host");
+    const sq_host h = checked_struct(host, "host");
     sq_context*& out = output(context, "context");
     if (h.abi_version != SQ_ABI_VERSION)
       throw Error(Code::CALL_VERSION, "host implements contract version " + std::to_string(h.abi_version) + ", this backend version " + std::to_string(SQ_ABI_VERSION));
     if (h.device.kind != SQ_CPU || h.device.index != 0)
       throw Error(Code::CALL_DEVICE, "device is of kind " + std::to_string(h.device.kind) + ", index " + std::to_string(h.device.index) + ", expected kind 0 (cpu), index 0");
     if (h.allocator != nullptr) {
-      const sq_allocator& a = checked_struct(h.allocator, "host.allocator");
+      const sq_allocator a = checked_struct(h.allocator, "host.allocator");
       if (a.allocate == nullptr || a.release == nullptr) throw Error(Code::CALL_NULL, "host.allocator lacks allocate or release");
     }
     if (h.threads > 1024) throw Error(Code::CALL_VALUE, "threads is " + std::to_string(h.threads) + ", expected at most 1024");

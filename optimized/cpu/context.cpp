@@ -50,6 +50,11 @@ std::shared_ptr<StreamSession> Context::session(std::uint64_t id) {
   return found->second;
 }
 
+Context& unwrap(sq_context* context) {
+  if (context == nullptr) throw Error(Code::CALL_NULL, "context is null");
+  return *reinterpret_cast<Context*>(context);
+}
+
 sq_status guarded(sq_error* error, const std::function<void()>& body) noexcept {
   try {
     body();
@@ -61,11 +66,6 @@ sq_status guarded(sq_error* error, const std::function<void()>& body) noexcept {
   } catch (const std::exception& e) {
     return fill(error, Code::INTERNAL, e.what(), nullptr);
   }
-}
-
-Context& unwrap(sq_context* context) {
-  if (context == nullptr) throw Error(Code::CALL_NULL, "context is null");
-  return *reinterpret_cast<Context*>(context);
 }
 
 void refuse_struct(const char* name, std::uint64_t given, std::uint64_t expected) {

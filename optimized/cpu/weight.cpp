@@ -9,15 +9,17 @@
 namespace squareq::cpu {
 namespace {
 
-void check_zero_point(const sq_tensor& t, const std::string& layer, std::int64_t out) {
+void check_zero_point(const sq_tensor& t, const std::string& layer, std::int64_t out, bool read) {
   const Matrix zp = require_vector(&t, "zero_point", layer, SQ_F32, out);
+  if (!read) return;
   const float* values = zp.row<float>(0);
   for (std::int64_t n = 0; n < out; ++n)
     if (values[n] != 0.0f)
       refuse(SQ_DT_ZP_NONZERO, layer, "zero_point", "row " + std::to_string(n) + " is " + std::to_string(values[n]) + ", expected 0");
 }
 
-Weight resolve_parts(const sq_weight& w) {
+/// `values`: also look at what the zero points are, not only at their dtype and shape.
+Weight resolve_parts(const sq_weight& w, bool values = true) {
   Weight result;
   result.name = require_name(w.name, "sq_weight");
   const std::string& layer = result.name;
@@ -33,15 +35,17 @@ Weight resolve_parts(const sq_weight& w) {
   result.q = q.row<std::int8_t>(0);
   result.stride = q.stride;
   result.scale = require_vector(parts["scale"], "scale", layer, SQ_F32, result.out).row<float>(0);
-  if (const sq_tensor* zero_point = parts["zero_point"]) check_zero_point(*zero_point, layer, result.out);
+  if (const sq_tensor* zero_point = parts["zero_point"]) check_zero_point(*zero_point, layer, result.out, values);
   if (const sq_tensor* bias = parts["bias"]) result.bias = require_vector(bias, "bias", layer, SQ_F32, result.out).row<float>(0);
   return result;
 }
 
 }  // namespace
 
+void check_weight_table(const sq_weight& weight) { resolve_parts(weight, false); }
+
 Weight resolve_weight(Context& context, const sq_weight_ref* given) {
-  const sq_weight_ref& ref = checked_struct(given, "weight");
+  const sq_weight_ref ref = checked_struct(given, "weight");
   if ((ref.weight != nullptr) == (ref.lease != 0))
     refuse(SQ_CALL_VALUE, "", "weight", ref.lease != 0 ? "weight and lease are both set" : "neither weight nor lease is set");
   if (ref.weight != nullptr) return resolve_parts(checked_struct(ref.weight, "weight.weight"));

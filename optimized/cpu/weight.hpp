@@ -25,4 +25,7 @@ struct Weight {
 /// CALL_STATE (lease) or DT_ZP_NONZERO.
 Weight resolve_weight(Context& context, const sq_weight_ref* ref);
 
+/// The checks of a weight that need no byte of its parts: names, dtypes, shapes. Throws as resolve_weight.
+void check_weight_table(const sq_weight& weight);
+
 }  // namespace squareq::cpu

@@ -35,7 +35,7 @@ void refuse(Code code, const Subject& subject, const std::string& message) {
 }
 
 const sq_tensor& check_tensor(const sq_context& context, const sq_tensor* tensor, const Subject& subject, std::initializer_list<std::int32_t> dtypes,
-                              std::initializer_list<std::int64_t> shape) {
+                              std::initializer_list<std::int64_t> shape, Access access) {
   if (!tensor) refuse(Code::CALL_NULL, subject, "tensor is missing");
   const sq_tensor& t = *tensor;
   if (std::find(dtypes.begin(), dtypes.end(), t.dtype) == dtypes.end()) {
@@ -56,23 +56,23 @@ const sq_tensor& check_tensor(const sq_context& context, const sq_tensor* tensor
   const std::int64_t columns = t.shape[t.rank - 1];
   if (columns > 1 && t.strides[t.rank - 1] != 1)
     refuse(Code::CALL_SHAPE, subject, "column stride is " + std::to_string(t.strides[t.rank - 1]) + ", must be 1");
-  if (t.rank == 2 && t.shape[0] > 1 && t.strides[0] < columns)
+  if (access == Access::write && t.rank == 2 && t.shape[0] > 1 && t.strides[0] < columns)
     refuse(Code::CALL_SHAPE, subject, "row stride is " + std::to_string(t.strides[0]) + ", must be at least the row length " + std::to_string(columns));
   return t;
 }
 
 void check_part_names(const sq_part* parts, std::uint32_t count, const std::string& layer, std::initializer_list<std::string_view> required,
-                      std::initializer_list<std::string_view> optional) {
+                      std::initializer_list<std::string_view> optional, std::string_view format) {
   if (count && !parts) refuse(Code::CALL_NULL, {layer, ""}, "parts is null, but there are " + std::to_string(count));
   for (std::uint32_t i = 0; i < count; ++i) {
     if (!parts[i].name) refuse(Code::CALL_NULL, {layer, ""}, "part " + std::to_string(i) + " has no name");
     const std::string_view name = parts[i].name;
     const auto known = [name](std::initializer_list<std::string_view> names) { return std::find(names.begin(), names.end(), name) != names.end(); };
-    if (!known(required) && !known(optional)) refuse(Code::CALL_VALUE, {layer, std::string(name)}, "'bp8_v2' has no such part");
+    if (!known(required) && !known(optional)) refuse(Code::CALL_VALUE, {layer, std::string(name)}, "'" + std::string(format) + "' has no such part");
     if (find_part(parts, i, name)) refuse(Code::CALL_VALUE, {layer, std::string(name)}, "part is given twice");
   }
   for (const std::string_view name : required)
-    if (!find_part(parts, count, name)) refuse(Code::CALL_PART, {layer, std::string(name)}, "'bp8_v2' requires this part");
+    if (!find_part(parts, count, name)) refuse(Code::CALL_PART, {layer, std::string(name)}, "'" + std::string(format) + "' requires this part");
 }
 
 void check_format(const char* format, const std::string& layer) {

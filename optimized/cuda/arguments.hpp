@@ -35,14 +35,17 @@ struct Subject {
 };
 [[noreturn]] void refuse(Code code, const Subject& subject, const std::string& message);
 
-/// A required tensor of `shape`, one of `dtypes`, on the context's device, aligned to its elements, with column stride 1 and rows that
-/// do not overlap. A negative entry of `shape` admits any size. Throws CALL_NULL, CALL_DTYPE, CALL_SHAPE, CALL_DEVICE, CALL_ALIGN.
-const sq_tensor& check_tensor(const sq_context& context, const sq_tensor* tensor, const Subject& subject, std::initializer_list<std::int32_t> dtypes,
-                              std::initializer_list<std::int64_t> shape);
+enum class Access { read, write };
 
-/// Names must be known and given once (CALL_VALUE), the required ones present (CALL_PART).
+/// A required tensor of `shape`, one of `dtypes`, on the context's device, aligned to its elements, with column stride 1. Rows may have any
+/// stride when read; when written they may not overlap. A negative entry of `shape` admits any size. Throws CALL_NULL, CALL_DTYPE,
+/// CALL_SHAPE, CALL_DEVICE, CALL_ALIGN.
+const sq_tensor& check_tensor(const sq_context& context, const sq_tensor* tensor, const Subject& subject, std::initializer_list<std::int32_t> dtypes,
+                              std::initializer_list<std::int64_t> shape, Access access = Access::read);
+
+/// Names must be known to `format` and given once (CALL_VALUE), the required ones present (CALL_PART).
 void check_part_names(const sq_part* parts, std::uint32_t count, const std::string& layer, std::initializer_list<std::string_view> required,
-                      std::initializer_list<std::string_view> optional);
+                      std::initializer_list<std::string_view> optional, std::string_view format = "bp8_v2");
 
 /// Throws CALL_UNSUPPORTED, naming both, unless `format` is "bp8_v2".
 void check_format(const char* format, const std::string& layer);

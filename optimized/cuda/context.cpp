@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "optimized/cuda/arguments.hpp"
+#include "optimized/cuda/stream/session.hpp"
 
 namespace squareq::cuda {
 namespace {
@@ -67,7 +68,26 @@ void configure(sq_context& context, const sq_host* given) {
   }
   context.host.allocator = nullptr;  // the copy above is the one in use
   context.device_name = info->name;
+  context.major = info->major;
+  context.minor = info->minor;
+  const CurrentDevice current(context);
+  context.nonfinite.allocate();
 }
+
+NonfiniteTotals::~NonfiniteTotals() {
+  if (counters_) cudaFreeHost(counters_);
+}
+
+void NonfiniteTotals::allocate() {
+  void* memory = nullptr;
+  const cudaError_t status = cudaHostAlloc(&memory, 2 * sizeof(std::int64_t), cudaHostAllocMapped);
+  if (status == cudaErrorMemoryAllocation) throw Error(Code::HOST_OOM, "allocation of the numeric guard's totals failed");
+  check_cuda(status, "allocation of the numeric guard's totals");
+  counters_ = static_cast<std::int64_t*>(memory);
+  counters_[0] = counters_[1] = 0;
+}
+
+std::int64_t NonfiniteTotals::read(int index) const { return __atomic_load_n(counters_ + index, __ATOMIC_RELAXED); }
 
 void check_cuda(cudaError_t status, const std::string& doing) {
   if (status == cudaSuccess) return;
@@ -113,3 +133,13 @@ sq_status report(sq_error* e, const Problem& problem) {
 }
 
 }  // namespace squareq::cuda
+
+sq_context::~sq_context() = default;
+
+std::shared_ptr<squareq::cuda::StreamSession> sq_context::session(std::uint64_t id) const {
+  const std::lock_guard lock(sessions_mutex);
+  const auto found = sessions.find(id);
+  if (found == sessions.end())
+    throw squareq::Error(squareq::Code::CALL_STATE, "stream session " + std::to_string(id) + " is not open in this context");
+  return found->second;
+}

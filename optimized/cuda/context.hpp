@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
@@ -13,10 +16,45 @@
 #include "squareq/contract.h"
 #include "squareq/error.hpp"
 
+namespace squareq::cuda {
+
+class StreamSession;
+
+/// What the numeric guard has found in all of a context's calls: counters in page-locked memory that kernels add to, so that a step's
+/// metrics read them without waiting for the device.
+class NonfiniteTotals {
+ public:
+  NonfiniteTotals() = default;
+  NonfiniteTotals(const NonfiniteTotals&) = delete;
+  NonfiniteTotals& operator=(const NonfiniteTotals&) = delete;
+  ~NonfiniteTotals();
+
+  void allocate();  // with the context's device current; throws HOST_OOM
+  std::int64_t* counters() const { return counters_; }  // [NaN, infinite]
+  std::int64_t nan() const { return read(0); }
+  std::int64_t inf() const { return read(1); }
+
+ private:
+  std::int64_t read(int index) const;
+  std::int64_t* counters_ = nullptr;
+};
+
+}  // namespace squareq::cuda
+
 struct sq_context {
+  ~sq_context();
+  /// The session of this id; throws CALL_STATE where it is closed or was never opened here.
+  std::shared_ptr<squareq::cuda::StreamSession> session(std::uint64_t id) const;
+
   sq_host host{};
-  std::optional<sq_allocator> allocator;  // none: CUDA's stream-ordered allocator
+  std::optional<sq_allocator> allocator;  // none: CUDA's stream-ordered allocator for scratch, its plain one for sessions
   std::string device_name;
+  int major = 0, minor = 0;  // compute capability
+  std::string first_kernel;  // $SQUAREQ_CUDA_KERNEL: no kernel before it in the table is used
+  squareq::cuda::NonfiniteTotals nonfinite;
+  // Operations take the context as const: none of its settings changes. Sessions come and go.
+  mutable std::mutex sessions_mutex;
+  mutable std::map<std::uint64_t, std::shared_ptr<squareq::cuda::StreamSession>> sessions;
 };
 
 namespace squareq::cuda {

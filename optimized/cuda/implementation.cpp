@@ -1,9 +1,11 @@
 // libsquareq_cuda.so: the CUDA backend. Its one exported symbol is at the end.
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "optimized/cuda/context.hpp"
 #include "optimized/cuda/linear/ops.hpp"
+#include "optimized/cuda/stream/session.hpp"
 
 namespace squareq::cuda {
 namespace {
@@ -13,6 +15,8 @@ sq_status create(const sq_host* host, sq_context** out, sq_error* e) {
     if (!out) throw Error(Code::CALL_NULL, "create: context is null");
     auto context = std::make_unique<sq_context>();
     configure(*context, host);
+    const char* first_kernel = std::getenv("SQUAREQ_CUDA_KERNEL");
+    context->first_kernel = check_kernel_name(first_kernel ? first_kernel : "");
     *out = context.release();
   });
 }
@@ -25,8 +29,9 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
     const auto problem = why_unusable();
     nlohmann::ordered_json text = {
         {"name", "cuda"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cuda"}, {"usable", !problem}, {"deterministic", true},
-        {"groups", {"linear"}}, {"operations", {"quantize", "dequantize", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
-        {"activation_formats", nlohmann::json::array()}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", nlohmann::json::array()}};
+        {"groups", {"linear", "lora", "stream", "telemetry"}},
+        {"operations", {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
+        {"activation_formats", {"per_token_int8"}}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", {"R1", "R2", "R4"}}};
     if (problem) text["reason"] = std::string(code_name(problem->code)) + ": " + problem->message;
     int runtime = 0, driver = 0;
     cudaRuntimeGetVersion(&runtime);
@@ -42,7 +47,7 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
 }
 
 const sq_implementation table = {sizeof(sq_implementation), SQ_ABI_VERSION, "cuda", "0.1.0", create, destroy, describe,
-                                 &linear_group, nullptr, nullptr, nullptr, nullptr};
+                                 &linear_group, &stream_group, &telemetry_group, nullptr, nullptr};
 
 }  // namespace
 }  // namespace squareq::cuda

@@ -9,7 +9,7 @@
 #include "squareq/builder/flusher.hpp"
 #include "squareq/builder/identity.hpp"
 #include "squareq/builder/layer_quantizer.hpp"
-#include "squareq/builder/workers.hpp"
+#include "squareq/slab/workers.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq {
@@ -35,14 +35,6 @@ void check_options(const BuildOptions& options) {
   std::error_code ignored;
   if (!fs::is_directory(options.out, ignored))
     throw Error(Code::IO_MISSING, "output folder " + printable_path(options.out) + " does not exist", options.out.string());
-}
-
-/// The backend runs on the workers' threads: each worker has a context of one thread.
-Context make_context(const Implementation& implementation) {
-  auto host = sized<sq_host>();
-  host.threads = 1;
-  host.deterministic = 1;
-  return Context(implementation, host);
 }
 
 struct Names {
@@ -200,7 +192,7 @@ class Build {
     const std::size_t workers = std::clamp<std::size_t>(options_.threads ? options_.threads : cores + cores / 2 + 1, 1, max_workers);
     std::vector<std::unique_ptr<LayerQuantizer>> quantizers;
     const BuildShare share{checkpoint_, slab, done, stop};
-    for (std::size_t w = 0; w < workers; ++w) quantizers.push_back(std::make_unique<LayerQuantizer>(share, make_context(implementation_)));
+    for (std::size_t w = 0; w < workers; ++w) quantizers.push_back(std::make_unique<LayerQuantizer>(share, one_thread_context(implementation_)));
 
     std::mutex mutex;
     std::string current;

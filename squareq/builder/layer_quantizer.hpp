@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "squareq/builder/journal.hpp"
+#include "squareq/builder/row_quantizer.hpp"
 #include "squareq/builder/selection.hpp"
 #include "squareq/contract.hpp"
 #include "squareq/slab/manifest.hpp"
@@ -29,7 +30,7 @@ class LayerQuantizer {
  public:
   /// Resident memory: about `chunk_bytes` of source and at most as much of codes, plus one layer's scales.
   LayerQuantizer(const BuildShare& share, Context backend, std::uint64_t chunk_bytes = 8u << 20)
-      : share_(share), backend_(std::move(backend)), chunk_bytes_(chunk_bytes) {}
+      : share_(share), rows_(std::move(backend)), chunk_bytes_(chunk_bytes) {}
 
   /// Quantizes and writes one layer. DT_WEIGHT_NONFINITE (layer, row, column), DT_BIAS_NONFINITE, IO_*.
   JournalEntry run(const LinearSource& source, const ManifestLayer& layer);
@@ -37,14 +38,11 @@ class LayerQuantizer {
   bool holds(const ManifestLayer& layer, const JournalEntry& entry) const;
 
  private:
-  void quantize_rows(const LinearSource& source, const ManifestLayer& layer, std::uint64_t first_row, std::uint64_t rows,
-                     JournalEntry& entry);
   void write_bias(const LinearSource& source, const ManifestLayer& layer, JournalEntry& entry);
 
   BuildShare share_;
-  Context backend_;
+  RowQuantizer rows_;
   std::uint64_t chunk_bytes_;
-  std::vector<std::byte> weights_;
   std::vector<std::int8_t> codes_;
   std::vector<float> scale_, zero_point_;
 };

@@ -1,41 +1,18 @@
 // squareq build: a float checkpoint becomes a slab.
 #include <fmt/format.h>
 
-#include <atomic>
-#include <csignal>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "squareq/builder/build.hpp"
 #include "squareq/cli/command.hpp"
+#include "squareq/cli/interrupt.hpp"
+#include "squareq/cli/output_place.hpp"
 #include "squareq/cli/progress.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq::cli {
 namespace {
-
-std::atomic<bool> interrupted{false};
-
-/// The first SIGINT asks the build to stop and keep its partial file; a second one ends the process the usual way.
-class InterruptGuard {
- public:
-  InterruptGuard() {
-    interrupted = false;
-    struct sigaction action {};
-    action.sa_handler = [](int) { interrupted = true; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
-    sigaction(SIGINT, &action, &before_);
-  }
-  ~InterruptGuard() { sigaction(SIGINT, &before_, nullptr); }
-
- private:
-  struct sigaction before_ {};
-};
-
-std::string size_text(std::uint64_t bytes) {
-  const auto size = static_cast<double>(bytes);
-  return bytes < 1'000'000'000 ? fmt::format("{:.2f} MB", size * 1e-6) : fmt::format("{:.2f} GB", size * 1e-9);
-}
 
 void tell(const BuildResult& r) {
   if (r.architecture)
@@ -74,7 +51,7 @@ void add_build_command(CLI::App& app, const Common& common, int& status) {
     options->companion = !*bare;
     options->backend = common.backend == "auto" ? "cpu" : common.backend;  // the checkpoint is on the host, and so is the result
     const InterruptGuard guard;
-    options->cancelled = &interrupted;
+    options->cancelled = guard.interrupted();
     BuildResult result;
     {
       ProgressMeter meter("build", "B", common.quiet || common.json);

@@ -6,6 +6,7 @@
 
 #include "squareq/cli/command.hpp"
 #include "squareq/cli/progress.hpp"
+#include "squareq/cli/shadow_flags.hpp"
 #include "squareq/error.hpp"
 #include "squareq/streaming/bytes.hpp"
 #include "squareq/tensor.hpp"
@@ -18,12 +19,13 @@ namespace {
 struct Flags {
   training::ForwardRequest request;
   std::string base, config, lora, budget;
+  ShadowFlags shadow;
 };
 
 void print_json(const training::ForwardReport& report, const std::string& output) {
   nlohmann::ordered_json outputs = nlohmann::ordered_json::object();
   for (const auto& tensor : report.outputs) outputs[tensor.name] = tensor.shape;
-  const nlohmann::ordered_json answer = {{"ok", true},
+  nlohmann::ordered_json answer = {{"ok", true},
                                          {"output", output},
                                          {"architecture", report.architecture},
                                          {"backend", report.backend},
@@ -32,6 +34,7 @@ void print_json(const training::ForwardReport& report, const std::string& output
                                          {"loaded_bytes", report.loaded_bytes},
                                          {"tensors", outputs},
                                          {"ignored", report.ignored}};
+  if (report.shadow) answer["shadow"] = shadow_json(*report.shadow);
   fmt::print("{}\n", answer.dump(2, ' ', true, nlohmann::ordered_json::error_handler_t::replace));
 }
 
@@ -40,7 +43,9 @@ void print_text(const training::ForwardReport& report, const std::string& output
   if (report.peak_weight_bytes)
     fmt::print(", {} of weights at most, {} streamed", streaming::bytes_text(report.peak_weight_bytes),
                streaming::bytes_text(report.loaded_bytes));
-  fmt::print("\n{}:\n", output);
+  fmt::print("\n");
+  if (report.shadow) tell_shadow(*report.shadow);
+  fmt::print("{}:\n", output);
   for (const auto& tensor : report.outputs) fmt::print("  {} {}\n", tensor.name, shape_text(tensor.shape));
 }
 
@@ -52,6 +57,7 @@ void run(Flags& flags, const Common& common) {
   if (!flags.budget.empty()) request.budget = streaming::parse_bytes(flags.budget, "--budget");
   if (request.resident_blocks < 0) throw Error(Code::CFG_VALUE, fmt::format("--resident-blocks {} is negative", request.resident_blocks));
   request.backend = resolve_backend(common);
+  request.shadow = flags.shadow.options(common);
   ProgressMeter meter("loading", "B", common.quiet || common.json);
   request.progress = [&meter](std::uint64_t done, std::uint64_t total, std::string_view what) { meter.update(done, total, what); };
   const training::ForwardReport report = training::run_forward(request);
@@ -82,6 +88,7 @@ void add_forward_command(CLI::App& app, const Common& common, int& status) {
       ->add_option("--resident-blocks", flags->request.resident_blocks, "blocks on the device at once, copies in flight included; 0: all")
       ->capture_default_str();
   command->add_option("--dtype", flags->request.dtype, "activations: f32, bf16, f16; f64 for float checkpoints")->capture_default_str();
+  flags->shadow.add_to(*command);
   command->callback([flags, &common, &status] {
     run(*flags, common);
     status = 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -20,6 +21,24 @@ Json tensor_json(const TensorRecord& t) { return {{"name", printable(t.name, 512
 
 double megabytes(std::uint64_t bytes) { return static_cast<double>(bytes) * 1e-6; }
 
+/// Rows by the power of two of their scale, as bars of at most 50 characters.
+void tell_scales(const Slab& slab) {
+  ScaleHistogram histogram;
+  for (std::size_t i = 0; i < slab.layer_count(); ++i) histogram.add(layer_scales(slab, i));
+  std::uint64_t most = 1;
+  for (const ScaleHistogram::Bin& bin : histogram.bins) most = std::max(most, bin.rows);
+  fmt::print("\nscales        {} rows, {:.6g} to {:.6g}{}\n", histogram.rows, histogram.min, histogram.max,
+             histogram.floored ? fmt::format(", {} on the floor 1e-8", histogram.floored) : "");
+  for (const ScaleHistogram::Bin& bin : histogram.bins) {
+    const auto length = static_cast<std::size_t>((bin.rows * 50 + most - 1) / most);
+    fmt::print("  [2^{:<4}, 2^{:<4}) {:>10}  {}\n", bin.exponent, bin.exponent + 1, bin.rows, std::string(length, '#'));
+  }
+}
+
+void tell_record(const char* title, const std::string& json) {
+  if (!json.empty()) fmt::print("{:<13} {}\n", title, printable(json, 2000));
+}
+
 void tell_slab(const Slab& slab) {
   const SlabBlocks blocks(slab);
   const Manifest& m = slab.manifest();
@@ -30,9 +49,12 @@ void tell_slab(const Slab& slab) {
   fmt::print("\n{:<60} {:>8} {:>8} {:>8}  {}\n", "layer", "out", "in", "padded", "bias");
   for (const ManifestLayer& layer : m.layers)
     fmt::print("{:<60} {:>8} {:>8} {:>8}  {}\n", printable(layer.canonical_name, 60), layer.orig_shape[0], layer.orig_shape[1], layer.packed_shape[1], layer.bias_key ? "yes" : "no");
+  tell_scales(slab);
   if (!slab.companion()) return fmt::print("\nno companion: a bare V2 pair, without checksums and the unquantized rest of the model\n");
   const Companion& c = *slab.companion();
   fmt::print("\ncompanion     {}  {:.2f} MB\nidentity      {}\n", printable_path(slab.paths().companion), megabytes(c.file.header().file_bytes), c.integrity.id_sha256);
+  tell_record("architecture", c.architecture_json);
+  tell_record("source", c.source_json);
   for (const TensorRecord& t : c.file.header().tensors)
     fmt::print("{:<60} {:<8} [{}]\n", printable(t.name, 60), dtype_name(t.dtype), fmt::join(t.shape, ", "));
 }
@@ -59,7 +81,7 @@ void inspect_container(const std::filesystem::path& path, bool json) {
 
 void add_inspect_command(CLI::App& app, const Common& common, int& status) {
   const auto path = std::make_shared<std::filesystem::path>();
-  CLI::App* command = app.add_subcommand("inspect", "Show layers, shapes, bytes by block and the companion of a slab");
+  CLI::App* command = app.add_subcommand("inspect", "Show a slab: layers, shapes, bytes by block, its scales, its companion");
   command->add_option("PATH", *path, "the slab's .safetensors, its manifest, or both names' common stem; or any safetensors file")->required();
   command->callback([path, &common, &status] {
     const SlabPaths paths = SlabPaths::resolve(*path);

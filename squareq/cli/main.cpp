@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <new>
 #include <nlohmann/json.hpp>
@@ -14,21 +17,21 @@
 #include "squareq/cli/command.hpp"
 #include "squareq/contract.hpp"
 #include "squareq/text.hpp"
+#ifdef SQUAREQ_WITH_TORCH
+#include "squareq/training/choose_backend.hpp"
+#endif
 
 namespace squareq::cli {
 
 std::string resolve_backend(const Common& common) {
   if (common.backend != "auto") return common.backend;
-  try {
-    const auto description = nlohmann::json::parse(Implementation::load(find_backend("cuda")).describe());
-    // The first CUDA backend offers no linear layers yet: `auto` must not pick what cannot train.
-    bool linear = false;
-    for (const auto& operation : description.at("operations")) linear = linear || operation == "linear_forward";
-    if (description.value("usable", true) && linear) return "cuda";
-  } catch (const Error&) {
-    return "cpu";  // not built or not loadable here
-  }
-  return "cpu";
+#ifdef SQUAREQ_WITH_TORCH
+  const training::ChosenBackend chosen = training::choose_backend();
+  if (!common.quiet) fmt::print(stderr, "backend {} (auto: {})\n", chosen.name, printable(chosen.reason));
+  return chosen.name;
+#else
+  return "cpu";  // what computes on a GPU needs libtorch's CUDA beside it
+#endif
 }
 
 namespace {
@@ -49,6 +52,16 @@ int report(const Error& error, const Common& common) {
   return exit_status(p.code);
 }
 
+/// The word as a shell reads it back; control characters are escaped for the terminal and do not survive.
+std::string shell_quoted(const std::string& word) {
+  const std::string safe = printable(word, 4096);
+  const auto plain = [](unsigned char c) { return std::isalnum(c) || std::strchr("_-./=:,+@%", c); };
+  if (!safe.empty() && std::all_of(safe.begin(), safe.end(), plain)) return safe;
+  std::string quoted = "'";
+  for (const char c : safe) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Fine-tunes large diffusion transformers from INT8 slabs: weights are quantized once, streamed block by block and computed\n"
                "on directly; only LoRA adapters are trained.\n\n"
@@ -67,10 +80,16 @@ int run(int argc, char** argv) {
   app.add_flag("--json", common.json, "one JSON object on stdout and nothing else there");
   app.add_flag("--quiet", common.quiet, "no progress");
 
+  for (int i = 0; i < argc; ++i) common.command_line += (i ? " " : "") + shell_quoted(argv[i]);
+
   int status = 0;
   add_build_command(app, common, status);
   add_verify_command(app, common, status);
   add_inspect_command(app, common, status);
+  add_diff_command(app, common, status);
+  add_convert_command(app, common, status);
+  add_splice_command(app, common, status);
+  add_compare_command(app, common, status);
   add_plan_command(app, common, status);
   add_forward_command(app, common, status);
   add_train_command(app, common, status);

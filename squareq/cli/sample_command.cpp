@@ -10,6 +10,7 @@
 #include "squareq/cli/command.hpp"
 #include "squareq/cli/progress.hpp"
 #include "squareq/streaming/bytes.hpp"
+#include "squareq/training/backend.hpp"
 #include "squareq/training/sampling/picture.hpp"
 #include "squareq/training/sampling/sample_run.hpp"
 #include "squareq/training/trainer/trainer.hpp"
@@ -47,7 +48,7 @@ void run_sample(const SampleFlags& flags, const Common& common) {
   open.budget = streaming::parse_bytes(flags.budget, "--budget");
   open.resident_blocks = flags.resident_blocks;
   open.threads = flags.threads;
-  open.dtype = flags.dtype != "auto" ? training::parse_dtype(flags.dtype) : open.backend == "cuda" ? torch::kBFloat16 : torch::kFloat32;
+  open.dtype = flags.dtype != "auto" ? training::parse_dtype(flags.dtype) : training::default_dtype(open.backend);
   const auto model = training::Transformer::open(open);
   training::AdapterSet adapters;
   if (!flags.lora.empty()) {

@@ -9,6 +9,7 @@
 
 #include "squareq/cli/command.hpp"
 #include "squareq/cli/progress.hpp"
+#include "squareq/cli/shadow_flags.hpp"
 #include "squareq/training/trainer/trainer.hpp"
 
 namespace squareq::cli {
@@ -28,6 +29,7 @@ struct Flags {
   std::string config;
   std::vector<std::string> set;
   bool resume = false, overwrite = false, dry_run = false;
+  ShadowFlags shadow;
 };
 
 }  // namespace
@@ -41,6 +43,7 @@ void add_train_command(CLI::App& app, const Common& common, int& status) {
   command->add_flag("--resume", flags->resume, "continue from the newest complete checkpoint in output.dir");
   command->add_flag("--overwrite", flags->overwrite, "begin anew in an output.dir that holds checkpoints");
   command->add_flag("--dry-run", flags->dry_run, "check everything, show what would run, train nothing");
+  flags->shadow.add_to(*command);
   command->footer(
       "Writes lora.kohya.safetensors, lora.peft.safetensors, report.json, config.json, telemetry.jsonl and checkpoints/ into output.dir.\n"
       "Ctrl-C finishes the step, saves a checkpoint and exits with 130; --resume goes on bit for bit as if nothing had happened.");
@@ -50,6 +53,7 @@ void add_train_command(CLI::App& app, const Common& common, int& status) {
     ProgressMeter meter("train", "step", common.quiet);
     training::TrainOptions options;
     options.backend = resolve_backend(common);
+    options.shadow = flags->shadow.options(common);
     options.resume = flags->resume;
     options.overwrite = flags->overwrite;
     options.stop = &interrupted;
@@ -66,6 +70,7 @@ void add_train_command(CLI::App& app, const Common& common, int& status) {
     if (common.json) {
       fmt::print("{}\n", training::report_json(report));
     } else {
+      if (report.shadow) tell_shadow(*report.shadow);
       for (const std::string& file : report.files) fmt::print("{}\n", file);
     }
     status = 0;

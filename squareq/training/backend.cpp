@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "squareq/text.hpp"
+#include "squareq/training/device.hpp"
 
 namespace squareq::training {
 
@@ -18,6 +19,7 @@ json description(const Implementation& implementation) { return json::parse(impl
 /// Why the implementation cannot serve a model here; empty where it can.
 std::string unfit(const json& d) {
   if (!d.value("usable", true)) return d.value("reason", "it says so itself");
+  if (d.value("device", "cpu") == "cuda" && !torch_has_cuda()) return "this program was built with a libtorch without CUDA (preset 'cuda' has it)";
   const json groups = d.value("groups", json::array());
   for (const char* group : {"linear", "lora", "stream"})
     if (std::find(groups.begin(), groups.end(), group) == groups.end()) return fmt::format("it lacks the group '{}'", group);
@@ -31,22 +33,31 @@ Implementation load(const std::string& name) {
   return implementation;
 }
 
-Implementation choose(const std::string& name) {
-  if (name != "auto") return load(name);
-  try {
-    return load("cuda");
-  } catch (const Error& e) {
-    if (e.code() != Code::CFG_BACKEND) throw;
-  }
-  return load("cpu");
-}
-
 }  // namespace
 
+ChosenBackend choose_backend() {
+  try {
+    const Implementation cuda = load("cuda");
+    const json d = description(cuda);
+    const json devices = d.value("details", json::object()).value("devices", json::array());
+    return {"cuda", devices.empty() ? std::string("a GPU is usable") : devices.front().value("name", "a GPU") + " is usable"};
+  } catch (const Error& e) {
+    if (e.code() != Code::CFG_BACKEND) throw;
+    return {"cpu", e.what()};
+  }
+}
+
+torch::Dtype default_dtype(const std::string& backend) {
+  const std::string name = backend == "auto" ? choose_backend().name : backend;
+  return description(Implementation::load(find_backend(name))).value("device", "cpu") == "cuda" ? torch::kBFloat16 : torch::kFloat32;
+}
+
 Context open_backend(const std::string& name, unsigned threads) {
-  Implementation implementation = choose(name);
+  Implementation implementation = load(name == "auto" ? choose_backend().name : name);
   sq_host host{};
   host.device = {description(implementation).value("device", "cpu") == "cuda" ? SQ_CUDA : SQ_CPU, 0};
+  prepare_device(host.device);
+  host.allocator = device_allocator(host.device);
   host.threads = threads;
   host.deterministic = 1;
   return Context(std::move(implementation), host);

@@ -12,6 +12,8 @@
 #include "squareq/text.hpp"
 #include "squareq/training/forward_lora.hpp"
 #include "squareq/training/model.hpp"
+#include "squareq/training/modules/shadow_check.hpp"
+#include "squareq/training/models/source.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 
 namespace squareq::training {
@@ -157,6 +159,11 @@ ForwardReport run_forward(const ForwardRequest& request) {
   options.dtype = dtype;
   options.threads = request.threads;
   options.progress = request.progress;
+  if (request.shadow) {
+    if (!is_slab(request.model))
+      throw Error(Code::CFG_VALUE, "--shadow compares backends on a slab; '" + printable(request.model.string()) + "' is a float checkpoint");
+    options.shadow = std::make_shared<Shadow>(*request.shadow, request.threads);
+  }
   const std::unique_ptr<Transformer> model = Transformer::open(options);
 
   LoraInFile lora;
@@ -169,12 +176,14 @@ ForwardReport run_forward(const ForwardRequest& request) {
   for (const Argument& argument : kArguments)
     if (Tensor& tensor = inputs.model.*argument.member; tensor.defined()) tensor = tensor.to(device);
 
+  if (options.shadow) options.shadow->enter(request.grad ? "the pass (forward and backward)" : "the pass (forward)");
   Outputs outputs = compute(*model, request, inputs, lora);
   write(request.output, outputs);
 
   const sq_stream_stats stats = model->stream_stats();
   ForwardReport report{model->config().architecture, model->backend_name(),   request.dtype,     {},
-                       std::move(inputs.ignored),    stats.peak_device_bytes, stats.loaded_bytes};
+                       std::move(inputs.ignored),    stats.peak_device_bytes, stats.loaded_bytes, {}};
+  if (options.shadow) report.shadow = options.shadow->summary();
   for (const auto& [name, tensor] : outputs) report.outputs.push_back({name, tensor.sizes().vec()});
   return report;
 }

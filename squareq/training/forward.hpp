@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "squareq/training/shadow.hpp"
+
 namespace squareq::training {
 
 struct ForwardRequest {
@@ -25,6 +27,7 @@ struct ForwardRequest {
   std::uint64_t budget = 0;          ///< bytes of weights on the device; 0 = no limit
   std::int64_t resident_blocks = 0;  ///< 0 = all
   unsigned threads = 0;
+  std::optional<ShadowOptions> shadow;  ///< compute every quantized linear a second time; slabs only (CFG_VALUE)
   std::function<void(std::uint64_t, std::uint64_t, std::string_view)> progress;
 };
 
@@ -37,11 +40,12 @@ struct ForwardReport {
   std::vector<Output> outputs;
   std::vector<std::string> ignored;                       ///< tensors of the input file that are no argument; safe to print
   std::uint64_t peak_weight_bytes = 0, loaded_bytes = 0;  ///< 0 for a float checkpoint
+  std::optional<ShadowSummary> shadow;                    ///< where it was asked for
 };
 
 /// Runs the request and writes the output file atomically; on failure none is left. Gradients are those of sum(sample * cotangent).
 /// Throws DS_TENSOR (argument missing or not taken by this model), DS_SHAPE (shape or dtype, both values named), NUM_NONFINITE,
-/// the LR_* codes of the adapter, and what Transformer::open throws.
+/// the LR_* codes of the adapter, what Transformer::open throws, and NUM_BOUND where the shadow disagrees.
 ForwardReport run_forward(const ForwardRequest& request);
 
 }  // namespace squareq::training

@@ -87,6 +87,8 @@ struct LinearInfo {
 /// (done bytes, total bytes, what)
 using Progress = std::function<void(std::uint64_t, std::uint64_t, std::string_view)>;
 
+class Shadow;
+
 struct OpenOptions {
   std::filesystem::path source;                 ///< float checkpoint (file, index or folder) or slab (file, manifest or stem)
   std::optional<std::filesystem::path> base;    ///< checkpoint a bare slab was made from: norms and whatever else a slab pair lacks
@@ -100,6 +102,7 @@ struct OpenOptions {
   bool verify = true;                           ///< compare companion checksums when a block's bytes are first read
   bool poison_slots = false;                    ///< fill released slots with 0xA5 before reuse (tests)
   Progress progress;                            ///< may be empty
+  std::shared_ptr<Shadow> shadow;               ///< computes every quantized linear a second time and compares; null: not
 };
 
 enum class Pass { train, forward };

@@ -33,7 +33,7 @@ std::string product(const std::string& op, bool int8, bool codes, const Tiles& t
 }
 
 template <class T>
-const T& struct_of(const void* args) {
+T struct_of(const void* args) {
   return checked_struct(static_cast<const T*>(args), "args");
 }
 

@@ -57,7 +57,7 @@ void check_activation(std::int32_t activation, const Weight& w) {
 
 Lora check_lora(const sq_lora* given, const Weight& w, const Matrix& x, std::int64_t rows) {
   if (given == nullptr) return {};
-  const sq_lora& l = checked_struct(given, "lora");
+  const sq_lora l = checked_struct(given, "lora");
   Lora lora;
   lora.scaling = l.scaling;
   if (!std::isfinite(l.scaling)) refuse(SQ_CALL_VALUE, w.name, "lora", "scaling is " + std::to_string(l.scaling) + ", expected a finite number");

@@ -2,6 +2,7 @@
 
 #include "optimized/cpu/matrix.hpp"
 #include "optimized/cpu/memory.hpp"
+#include "optimized/cpu/weight.hpp"
 #include "squareq/text.hpp"
 
 namespace squareq::cpu {
@@ -46,6 +47,12 @@ LayerCopy copy_layer(const sq_layer_desc& l, const BlockCopy& block) {
   layer.in_features = l.in_features;
   if (l.part_count > 0 && l.parts == nullptr) refuse(SQ_CALL_NULL, layer.name, "parts", "is null, part_count is " + std::to_string(l.part_count));
   for (std::uint32_t i = 0; i < l.part_count; ++i) layer.parts.push_back(copy_part(l.parts[i], block, layer.name));
+  std::vector<sq_part> parts;
+  for (const PartCopy& p : layer.parts) {
+    parts.push_back({p.name.c_str(), p.tensor});
+    parts.back().tensor.data = reinterpret_cast<void*>(kAlignment);  // never followed: only names, dtypes and shapes are looked at
+  }
+  check_weight_table({sizeof(sq_weight), static_cast<std::uint32_t>(parts.size()), layer.format.c_str(), layer.name.c_str(), layer.out_features, layer.in_features, parts.data()});
   return layer;
 }
 

@@ -119,6 +119,7 @@ void StreamSession::wait_for_visit(std::unique_lock<std::mutex>& lock, std::uint
   const auto complete = [&] { return place.block == v.block && place.ready; };
   const bool hit = complete();
   if (!hit) {
+    if (pass_->told.erase(visit)) pass_->failed.erase(visit);  // the load is tried again, now that somebody waits for it
     const std::uint64_t pass = pass_number_;
     const Clock::time_point begin = Clock::now();
     const auto ended = [&] { return closed_ || !pass_ || pass_number_ != pass; };
@@ -129,9 +130,8 @@ void StreamSession::wait_for_visit(std::unique_lock<std::mutex>& lock, std::uint
     totals_.stall_count += waited > kStall ? 1 : 0;
     if (ended()) refuse_state("the pass ended while block " + printable(blocks_[v.block].name) + " was awaited");
     if (const auto failed = pass_->failed.find(visit); failed != pass_->failed.end()) {
-      const Problem problem = failed->second;
-      pass_->failed.erase(failed);  // told once: the next acquire tries again
-      throw Error(problem);
+      pass_->told.insert(visit);
+      throw Error(failed->second);
     }
   }
   (hit ? stats_.hits : stats_.misses) += 1;

@@ -112,7 +112,7 @@ TEST(Refusals, ForwardNamesBothValuesAndWritesNothing_SQ_LIN_040_to_046) {
       {"no B", Code::CALL_NULL, "lora.b_t", [&](auto&, auto& a) { lora = *a.lora; lora.b_t = nullptr; a.lora = &lora; }},
       {"rank mismatch", Code::CALL_SHAPE, "lora.b_t", [&](auto&, auto& a) { lora = *a.lora; auto* p = copy(lora.b_t); p->shape[1] = 1; lora.b_t = p; a.lora = &lora; }},
       {"h without branch", Code::CALL_VALUE, "h", [&](auto&, auto& a) { a.lora = nullptr; }},
-      {"short struct", Code::CALL_VERSION, "size", [&](auto&, auto& a) { a.size = 8; }},
+      {"short struct", Code::CALL_VERSION, "size", [&](auto&, auto& a) { a.size = 4; }},
       {"no weight", Code::CALL_NULL, "weight", [&](auto&, auto& a) { a.weight = nullptr; }},
       {"weight and lease", Code::CALL_VALUE, "both", [&](auto& c, auto&) { c.w.ref.lease = 3; }},
       {"unknown session", Code::CALL_STATE, "session 77", [&](auto& c, auto&) { c.w.ref.weight = nullptr; c.w.ref.lease = 3; c.w.ref.session = 77; }},

@@ -51,7 +51,7 @@ struct Strided {
   std::int64_t strides[SQ_MAX_RANK];
 };
 
-/// counts[0] += NaN elements, counts[1] += infinite ones.
-cudaError_t count_nonfinite(const Strided& x, std::int64_t* counts, cudaStream_t stream);
+/// counts[0] and totals[0] += NaN elements, counts[1] and totals[1] += infinite ones. `totals` may be page-locked host memory.
+cudaError_t count_nonfinite(const Strided& x, std::int64_t* counts, std::int64_t* totals, cudaStream_t stream);
 
 }  // namespace squareq::cuda

@@ -22,7 +22,7 @@ __device__ unsigned long long sum_of_warp(unsigned long long value) {
 }
 
 template <class T>
-__global__ void count(Strided x, const T* data, unsigned long long* counts) {
+__global__ void count(Strided x, const T* data, unsigned long long* counts, unsigned long long* totals) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   unsigned long long nans = 0, infinite = 0;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < x.count; i += step) {
@@ -33,17 +33,20 @@ __global__ void count(Strided x, const T* data, unsigned long long* counts) {
   nans = sum_of_warp(nans);
   infinite = sum_of_warp(infinite);
   if (threadIdx.x % 32 != 0) return;
-  if (nans) atomicAdd(&counts[0], nans);
-  if (infinite) atomicAdd(&counts[1], infinite);
+  for (unsigned long long* target : {counts, totals}) {
+    if (nans) atomicAdd(&target[0], nans);
+    if (infinite) atomicAdd(&target[1], infinite);
+  }
 }
 
 }  // namespace
 
-cudaError_t count_nonfinite(const Strided& x, std::int64_t* counts, cudaStream_t stream) {
+cudaError_t count_nonfinite(const Strided& x, std::int64_t* counts, std::int64_t* totals, cudaStream_t stream) {
   if (x.count == 0) return cudaSuccess;
   return with_float_type(x.dtype, [&](auto type) {
     // Two's complement: adding to the signed counters as unsigned is the same addition.
-    count<<<grid_for(x.count, 4 * kThreads), kThreads, 0, stream>>>(x, static_cast<const decltype(type)*>(x.data), reinterpret_cast<unsigned long long*>(counts));
+    count<<<grid_for(x.count, 4 * kThreads), kThreads, 0, stream>>>(x, static_cast<const decltype(type)*>(x.data), reinterpret_cast<unsigned long long*>(counts),
+                                                                         reinterpret_cast<unsigned long long*>(totals));
     return cudaGetLastError();
   });
 }

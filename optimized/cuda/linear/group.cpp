@@ -6,7 +6,7 @@
 namespace squareq::cuda {
 namespace {
 
-template <class Args, void (*operation)(const sq_context&, const Args*, bool)>
+template <class Args, auto operation>
 sq_status entry(sq_context* context, const Args* args, sq_error* e) {
   return guarded(e, [&] {
     if (!context) throw Error(Code::CALL_NULL, "context is null");
@@ -14,20 +14,31 @@ sq_status entry(sq_context* context, const Args* args, sq_error* e) {
   });
 }
 
+/// What explain() says of an operation with one kernel.
+KernelChoice only(const char* kernel) { return {Kernel::plain, 0, kernel, {}}; }
+
 sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_text_sink sink, void* user, sq_error* e) {
   return guarded(e, [&] {
     if (!context || !sink) throw Error(Code::CALL_NULL, "explain: context and sink are both required");
     const char* name = nullptr;
-    const char* kernel = nullptr;
+    KernelChoice choice = only("row_per_block");
     switch (op) {
-      case SQ_OP_QUANTIZE: name = "quantize", kernel = "row_per_block", quantize(*context, static_cast<const sq_quantize_args*>(args), false); break;
-      case SQ_OP_DEQUANTIZE: name = "dequantize", kernel = "row_per_block", dequantize(*context, static_cast<const sq_dequantize_args*>(args), false); break;
-      case SQ_OP_NUMERIC_GUARD: name = "numeric_guard", kernel = "grid_stride", numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false); break;
-      case SQ_OP_LINEAR_FORWARD: case SQ_OP_LINEAR_BACKWARD: case SQ_OP_QUANTIZE_ACTIVATION:
-        throw Error(Code::CALL_UNSUPPORTED, "cuda does not offer operation " + std::to_string(op));
+      case SQ_OP_QUANTIZE: name = "quantize", quantize(*context, static_cast<const sq_quantize_args*>(args), false); break;
+      case SQ_OP_DEQUANTIZE: name = "dequantize", dequantize(*context, static_cast<const sq_dequantize_args*>(args), false); break;
+      case SQ_OP_LINEAR_FORWARD: name = "linear_forward", choice = linear_forward(*context, static_cast<const sq_linear_forward_args*>(args), false); break;
+      case SQ_OP_LINEAR_BACKWARD: name = "linear_backward", choice = linear_backward(*context, static_cast<const sq_linear_backward_args*>(args), false); break;
+      case SQ_OP_QUANTIZE_ACTIVATION:
+        name = "quantize_activation", quantize_activation(*context, static_cast<const sq_quantize_activation_args*>(args), false);
+        break;
+      case SQ_OP_NUMERIC_GUARD:
+        name = "numeric_guard", choice = only("grid_stride"),
+        numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false);
+        break;
       default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 5");
     }
-    const std::string text = nlohmann::ordered_json{{"op", name}, {"kernel", kernel}, {"rejected", nlohmann::json::array()}}.dump();
+    nlohmann::ordered_json rejected = nlohmann::ordered_json::array();
+    for (const Rejected& r : choice.rejected) rejected.push_back({{"kernel", r.kernel}, {"reason", r.reason}});
+    const std::string text = nlohmann::ordered_json{{"op", name}, {"kernel", choice.name}, {"rejected", rejected}}.dump();
     sink(user, text.data(), text.size());
   });
 }
@@ -37,7 +48,7 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
 extern const sq_linear_group linear_group = {
     sizeof(sq_linear_group), 0,
     entry<sq_quantize_args, quantize>, entry<sq_dequantize_args, dequantize>,
-    nullptr, nullptr, nullptr,  // linear_forward, linear_backward, quantize_activation: not offered
-    entry<sq_numeric_guard_args, numeric_guard>, explain};
+    entry<sq_linear_forward_args, linear_forward>, entry<sq_linear_backward_args, linear_backward>,
+    entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>, explain};
 
 }  // namespace squareq::cuda

@@ -50,7 +50,7 @@ void numeric_guard(const sq_context& context, const sq_numeric_guard_args* given
   if (!run) return;
 
   const CurrentDevice current(context);
-  check_cuda(count_nonfinite(collapse(x, count), static_cast<std::int64_t*>(counts.data), cuda_stream(args.stream)), "numeric_guard");
+  check_cuda(count_nonfinite(collapse(x, count), static_cast<std::int64_t*>(counts.data), context.nonfinite.counters(), cuda_stream(args.stream)), "numeric_guard");
 }
 
 }  // namespace squareq::cuda

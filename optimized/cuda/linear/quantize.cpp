@@ -46,9 +46,9 @@ void quantize(const sq_context& context, const sq_quantize_args* given, bool run
   const std::int64_t padded = (columns + pack - 1) / pack * pack;
   check_part_names(args.out, args.out_count, name, {"qweight", "scale", "zero_point"}, {});
   const auto part = [&](const char* part_name) { return &find_part(args.out, args.out_count, part_name)->tensor; };
-  const sq_tensor& qweight = check_tensor(context, part("qweight"), {name, "qweight"}, {SQ_I8}, {rows, padded});
-  const sq_tensor& scale = check_tensor(context, part("scale"), {name, "scale"}, {SQ_F32}, {rows});
-  const sq_tensor& zero_point = check_tensor(context, part("zero_point"), {name, "zero_point"}, {SQ_F32}, {rows});
+  const sq_tensor& qweight = check_tensor(context, part("qweight"), {name, "qweight"}, {SQ_I8}, {rows, padded}, Access::write);
+  const sq_tensor& scale = check_tensor(context, part("scale"), {name, "scale"}, {SQ_F32}, {rows}, Access::write);
+  const sq_tensor& zero_point = check_tensor(context, part("zero_point"), {name, "zero_point"}, {SQ_F32}, {rows}, Access::write);
   if (!run) return;
 
   const CurrentDevice current(context);

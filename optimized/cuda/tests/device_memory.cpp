@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "fixtures/places.hpp"
+
 namespace squareq::cuda_tests {
 
 DeviceBytes::DeviceBytes(std::size_t bytes, unsigned char fill) : bytes_(bytes) {

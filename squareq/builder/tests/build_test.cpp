@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "squareq/builder/floats.hpp"
+#include "squareq/slab/floats.hpp"
 
 namespace squareq::builder_test {
 namespace {

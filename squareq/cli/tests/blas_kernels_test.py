@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The program multiplies with kernels that fit the processor, and leaves a choice of the user alone.   blas_kernels_test.py SQUAREQ"""
+"""The program multiplies with kernels that fit the processor, and leaves a choice of the user alone.   blas_kernels_test.py SQUAREQ BACKENDS"""
 import json
 import os
 import pathlib

@@ -29,7 +29,7 @@ TEST(Goldens, EverySignature) {
 }
 
 // The manifest is rebuilt from names and shapes alone; the slab from its tensors' bytes, handed over in reverse order.
-TEST(Goldens, EveryPairIsWrittenByteForByte) {
+TEST(Goldens, EveryPairIsWrittenByteForByte) {  // SQ-FMT-036
   const auto golden = test::golden_pairs();
   ASSERT_EQ(golden["pairs"].size(), 4u);
   for (const auto& pair : golden["pairs"]) {

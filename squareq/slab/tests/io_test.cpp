@@ -85,7 +85,7 @@ TEST(InputFile, ErrnoBecomesTheRightCode) {
   EXPECT_EQ(code_of_errno(ENOMEM), Code::HOST_OOM);
 }
 
-TEST(InputFile, TruncatedOrOverwrittenAfterOpen) {
+TEST(InputFile, TruncatedOrOverwrittenAfterOpen) {  // SQ-FMT-091
   const Scratch scratch;
   const SlabPaths paths = Pair{}.write(scratch);
   const Slab slab = Slab::open(paths.slab);
@@ -102,7 +102,7 @@ TEST(InputFile, TruncatedOrOverwrittenAfterOpen) {
   EXPECT_EQ(code_of([&] { two.file().check_unchanged(); }), "IO_CHANGED");
 }
 
-TEST(InputFile, PastTheEndIsAShortRead) {
+TEST(InputFile, PastTheEndIsAShortRead) {  // SQ-FMT-091
   const Scratch scratch;
   test::write_file(scratch / "file", "12345");
   const InputFile file = InputFile::open(scratch / "file");
@@ -243,7 +243,7 @@ TEST(Writer, ThreadsWriteAnywhere) {
     for (const std::byte b : file.read_all("t" + std::to_string(i))) ASSERT_EQ(static_cast<int>(b), '0' + i);
 }
 
-TEST(Writer, RenameRefusedKeepsAndNamesTheTemporary) {
+TEST(Writer, RenameRefusedKeepsAndNamesTheTemporary) {  // SQ-FMT-096
   for (const int error : {EXDEV, ENOSYS}) {
     const Scratch scratch;
     SafetensorsWriter::Options options;
@@ -265,7 +265,7 @@ TEST(Writer, RenameRefusedKeepsAndNamesTheTemporary) {
   }
 }
 
-TEST(Writer, SpaceIsReservedBeforeTheWork) {
+TEST(Writer, SpaceIsReservedBeforeTheWork) {  // SQ-FMT-093
   const Scratch scratch;
   const pid_t child = fork();
   if (child == 0) {
@@ -290,7 +290,7 @@ TEST(Publish, TwoWritersOfOneFolderWait) {
   EXPECT_TRUE(names_in(scratch.path()).empty());
 }
 
-TEST(Publish, OrderOfSteps) {
+TEST(Publish, OrderOfSteps) {  // SQ-FMT-094
   const Scratch scratch;
   std::vector<std::string> renames;
   PublishOptions options;
@@ -303,7 +303,7 @@ TEST(Publish, OrderOfSteps) {
 
 // Kill -9 before every single step of replacing one slab by another: what is left is the old triple, the new one, or a slab that is
 // refused because its manifest is missing; never a mixture. The next run clears the temporaries.
-TEST(Publish, KilledAtEveryStep) {
+TEST(Publish, KilledAtEveryStep) {  // SQ-FMT-095
   Pair old_pair, new_pair;
   new_pair.tensors["a.scale"].bytes = test::floats({3, 4});
   int step_count = 0, refused = 0, complete = 0;

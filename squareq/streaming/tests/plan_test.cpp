@@ -187,7 +187,7 @@ TEST(Predict, AgreesWithThePublishedPlacementTable) {  // event simulation of an
   EXPECT_NEAR(placed(52e9, card_h200, 4).pass_seconds, 0.18, 0.18 * 0.06);
 }
 
-TEST(Predict, IsTheSumOfComputeAndExposure) {
+TEST(Predict, IsTheSumOfComputeAndExposure) {  // SQ-STR-061
   for (const double link : {1e9, 12e9, 25e9, 1e15}) {
     const Prediction p = placed(link, 0.62, 2);
     EXPECT_NEAR(p.pass_seconds, p.compute_seconds + p.exposed_seconds, 1e-9);

@@ -220,7 +220,7 @@ TEST(Spread, EqualBlocksFollowTheClosedFormula) {  // SQ-STR-031
   }
 }
 
-TEST(Spread, UnequalBlocksStreamTheSameShareOfBytesEverywhere) {
+TEST(Spread, UnequalBlocksStreamTheSameShareOfBytesEverywhere) {  // SQ-STR-032
   std::vector<std::uint64_t> bytes(19, 340844544);
   bytes.resize(57, 141963264);
   const std::uint64_t total = std::accumulate(bytes.begin(), bytes.end(), std::uint64_t{0});

@@ -14,6 +14,7 @@
 #include "squareq/training/models/slab_reader.hpp"
 #include "squareq/training/models/source.hpp"
 #include "squareq/training/models/weight_store.hpp"
+#include "squareq/training/torch_compat.hpp"
 
 namespace squareq::training {
 
@@ -99,13 +100,14 @@ class SlabStore final : public WeightStore {
         arrangement_(std::move(arrangement)),
         dtype_(options.dtype),
         backend_(open_backend(options.backend, options.threads)),
+        device_(backend_device(backend_) == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU)),
         table_(arrangement_.blocks),
         reader_(slab_, arrangement_.slab_layers, options.verify, options.progress) {
     std::uint64_t float_bytes = 0;
     std::vector<FloatWeight> floats = load_floats(float_bytes);
     plan(options, float_bytes);
     open_session(options);
-    linears_ = std::make_unique<SlabLinears>(layout_.linears, backend_, arrangement_.places, std::move(floats));
+    linears_ = std::make_unique<SlabLinears>(layout_.linears, backend_, arrangement_.places, std::move(floats), options.shadow);
   }
 
   Linears& linears() override { return *linears_; }
@@ -125,12 +127,11 @@ class SlabStore final : public WeightStore {
   std::unique_ptr<BlockTask::Hold> hold(std::int64_t block) override {
     const std::int64_t index = block < 0 ? arrangement_.outside : arrangement_.table_index[static_cast<std::size_t>(block)];
     if (index < 0) return std::make_unique<BlockTask::Hold>();
-    return std::make_unique<LeaseHold>(*session_, *arrangement_.leased[static_cast<std::size_t>(index)], static_cast<std::uint32_t>(index));
+    return std::make_unique<LeaseHold>(*session_, *arrangement_.leased[static_cast<std::size_t>(index)], static_cast<std::uint32_t>(index),
+                                       stream_of(device_));
   }
 
-  torch::Device device() const override {
-    return backend_device(backend_) == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
-  }
+  torch::Device device() const override { return device_; }
   std::string backend_name() const override { return backend_->name; }
   std::string slab_id() const override { return slab_->id_sha256(); }
   sq_stream_stats stream_stats() const override { return session_->stats(); }
@@ -143,7 +144,8 @@ class SlabStore final : public WeightStore {
 
  private:
   struct LeaseHold final : BlockTask::Hold {
-    LeaseHold(StreamSession& session, LeasedBlock& block, std::uint32_t index) : lease(session, index), owner(&block) {
+    LeaseHold(StreamSession& session, LeasedBlock& block, std::uint32_t index, sq_stream_handle stream)
+        : lease(session, index, stream), owner(&block) {
       block.lease = &lease;
     }
     LeaseHold(const LeaseHold&) = delete;
@@ -231,6 +233,7 @@ class SlabStore final : public WeightStore {
   Arrangement arrangement_;
   torch::Dtype dtype_;
   Context backend_;
+  torch::Device device_;
   streaming::BlockTable table_;
   SlabReader reader_;
   streaming::Plan plan_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -77,6 +78,40 @@ void answer(sq_text_sink sink, void* user, const ordered_json& value) {
   sink(user, text.data(), text.size());
 }
 
+/// A key that nothing reads is a mistake of the caller's, not a wish to be passed over.
+void only_keys(const json& object, const std::string& what, std::initializer_list<const char*> known) {
+  if (!object.is_object()) throw Error(Code::CALL_VALUE, fmt::format("{} is no JSON object", what));
+  for (const auto& item : object.items())
+    if (std::find(known.begin(), known.end(), item.key()) == known.end())
+      throw Error(Code::CALL_VALUE, fmt::format("{} holds the unknown key '{}'", what, printable(item.key())));
+}
+
+LinearSpec linear_spec(const json& layer) {
+  only_keys(layer, "an entry of 'layers'", {"name", "in", "out", "bias"});
+  LinearSpec spec{layer.at("name"), layer.at("in"), layer.at("out"), layer.at("bias")};
+  if (spec.in < 1 || spec.out < 1)
+    throw Error(Code::CALL_VALUE, fmt::format("layer '{}': in is {}, out is {}, both must be at least 1", printable(spec.name), spec.in, spec.out));
+  return spec;
+}
+
+LoraSpec lora_spec(const json& lora) {
+  only_keys(lora, "'lora'", {"rank", "alpha", "init"});
+  LoraSpec spec;
+  spec.rank = lora.value("rank", std::int64_t{8});
+  spec.alpha = lora.value("alpha", 1.0);
+  if (spec.rank < 1) throw Error(Code::CALL_VALUE, fmt::format("lora rank is {}, must be at least 1", spec.rank));
+  const std::string init = lora.value("init", "peft");
+  if (init != "peft" && init != "squareq") throw Error(Code::CALL_VALUE, fmt::format("lora init '{}' is none of peft, squareq", printable(init)));
+  spec.init = init == "peft" ? LoraInit::peft : LoraInit::squareq;
+  return spec;
+}
+
+torch::Dtype float_dtype(const std::string& name) {
+  for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16, torch::kHalf, torch::kFloat64})
+    if (squareq::dtype_name(to_sq_dtype(dtype)) == name) return dtype;
+  throw Error(Code::CALL_VALUE, fmt::format("dtype '{}' is none of f32, bf16, f16, f64", printable(name)));
+}
+
 /// Registers `leaf` at a dotted path, making containers on the way.
 void place(Module& root, const std::string& path, std::shared_ptr<Module> leaf) {
   Module* at = &root;
@@ -93,6 +128,7 @@ void place(Module& root, const std::string& path, std::shared_ptr<Module> leaf) 
 }
 
 std::shared_ptr<Module> other_module(const json& other) {
+  only_keys(other, "an entry of 'others'", {"name", "kind", "shape", "bias"});
   const std::string name = other.at("name"), kind = other.at("kind");
   const auto shape = other.at("shape").get<std::vector<std::int64_t>>();
   const std::map<std::string, std::size_t> kinds{{"embedding", 2}, {"layer_norm", 1}, {"rms_norm", 1}, {"conv2d", 4}, {"linear", 2}};
@@ -111,27 +147,21 @@ sq_status create(sq_context* context, const char* request, std::uint64_t* module
   return locked(context, error, [&](ModuleContext& c) {
     if (!module) throw Error(Code::CALL_NULL, "module is null");
     const json r = parsed(request);
+    only_keys(r, "the request", {"layers", "others", "lora"});
     auto root = std::make_shared<Module>("model");
-    std::set<std::string> others;
+    std::set<std::string> others;  // paths that hold a module already
     for (const json& other : r.value("others", json::array())) {
       place(*root, other.at("name"), other_module(other));
       others.insert(other.at("name").get<std::string>());
     }
     std::vector<LinearSpec> layers;
     for (const json& layer : r.at("layers")) {
-      layers.push_back({layer.at("name"), layer.at("in"), layer.at("out"), layer.at("bias")});
-      if (!others.contains(layers.back().name)) place(*root, layers.back().name, std::make_shared<LinearShape>(layers.back()));
+      layers.push_back(linear_spec(layer));
+      // A layer that is listed twice is for scaffold() to refuse.
+      if (others.insert(layers.back().name).second) place(*root, layers.back().name, std::make_shared<LinearShape>(layers.back()));
     }
     std::optional<LoraSpec> lora;
-    if (const json l = r.value("lora", json()); !l.is_null()) {
-      lora.emplace();
-      lora->rank = l.value("rank", std::int64_t{8});
-      lora->alpha = l.value("alpha", 1.0);
-      const std::string init = l.value("init", "peft");
-      if (init != "peft" && init != "squareq")
-        throw Error(Code::CALL_VALUE, fmt::format("lora init '{}' is none of peft, squareq", printable(init)));
-      lora->init = init == "peft" ? LoraInit::peft : LoraInit::squareq;
-    }
+    if (const json l = r.value("lora", json()); !l.is_null()) lora = lora_spec(l);
     const std::vector<std::string> replaced = scaffold(*root, layers, lora);
     *module = c.next++;
     c.trees.emplace(*module, root);
@@ -142,7 +172,9 @@ sq_status create(sq_context* context, const char* request, std::uint64_t* module
 sq_status load(sq_context* context, std::uint64_t module, const char* request, sq_text_sink sink, void* user, sq_error* error) {
   return locked(context, error, [&](ModuleContext& c) {
     Module& root = tree_of(c, module);
-    const Slab slab = Slab::open(parsed(request).at("slab").get<std::string>());
+    const json r = parsed(request);
+    only_keys(r, "the request", {"slab"});
+    const Slab slab = Slab::open(r.at("slab").get<std::string>());
     answer(sink, user, {{"loaded", load_slab(root, slab)}});
   });
 }
@@ -151,7 +183,8 @@ sq_status cast(sq_context* context, std::uint64_t module, const char* request, s
   return locked(context, error, [&](ModuleContext& c) {
     Module& root = tree_of(c, module);
     const json r = parsed(request);
-    const torch::Dtype dtype = parse_dtype(r.at("dtype").get<std::string>());
+    only_keys(r, "the request", {"dtype", "scope"});
+    const torch::Dtype dtype = float_dtype(r.at("dtype").get<std::string>());
     const std::string scope = r.value("scope", "parent");
     if (scope == "parent") return root.to(dtype);
     if (scope != "module") throw Error(Code::CALL_VALUE, fmt::format("scope '{}' is none of module, parent", printable(scope)));
@@ -233,7 +266,11 @@ sq_status forward(sq_context* context, std::uint64_t module, const char* layer, 
       if (item.key() == layer) quantized = dynamic_cast<const QuantLinear*>(item.value().get());
     if (!quantized)
       throw Error(Code::MD_LAYER, fmt::format("'{}' is no quantized layer of the module", printable(layer)), {}, printable(layer));
-    if (!c.backend) c.backend.emplace(open_backend("auto", c.threads));
+    for (const auto& [tensor, which] : {std::pair{x, "x"}, {y, "y"}})
+      if (tensor->dtype != SQ_F32 && tensor->dtype != SQ_BF16 && tensor->dtype != SQ_F16 && tensor->dtype != SQ_F64)
+        throw Error(Code::CALL_DTYPE, fmt::format("layer '{}': {} is {}, must be f32, bf16, f16 or f64", printable(layer), which, squareq::dtype_name(tensor->dtype)), {},
+                    printable(layer), which);
+    if (!c.backend) c.backend.emplace(open_backend("cpu", c.threads));
     const std::vector<std::int64_t> shape(x->shape, x->shape + x->rank), strides(x->strides, x->strides + x->rank);
     const torch::Tensor input = torch::from_blob(x->data, shape, strides, torch::dtype(to_torch_dtype(x->dtype)));
     const torch::Tensor output = quantized->forward(input, *c.backend);

@@ -1,5 +1,6 @@
 #include "squareq/training/modules/quantized_linear.hpp"
 
+#include "squareq/training/modules/shadow_check.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
 
@@ -49,8 +50,12 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
     preactivation = view_of(result.preactivation);
     args.preactivation = &preactivation;
   }
-  if (!branch.a_t.defined()) {
+  const auto compute = [&] {
     squareq::call(call.backend.linear().linear_forward, call.backend, args);
+    if (call.shadow) call.shadow->forward(call, bound.ref, x, branch, {result.y, result.preactivation, result.h});
+  };
+  if (!branch.a_t.defined()) {
+    compute();
     return result;
   }
   const LoraView lora(call, branch.a_t, branch.b_t, branch.x);
@@ -60,7 +65,7 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
     h = view_of(result.h);
     args.h = &h;
   }
-  squareq::call(call.backend.linear().linear_forward, call.backend, args);
+  compute();
   return result;
 }
 
@@ -125,6 +130,7 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
     args.dx = view(out[0]);
     if (inputs == 1) {
       squareq::call(call.backend.linear().linear_backward, call.backend, args);
+      if (call.shadow) call.shadow->backward(call, bound.ref, x, {}, {dy, preactivation, {}, out[0], {}, {}, {}});
       return out;
     }
     const torch::Tensor own_x = inputs > 3 ? saved[3] : torch::Tensor();
@@ -135,6 +141,9 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
     args.db_t = view(out[2]);
     if (inputs > 3) args.dx_lora = view(out[3]);
     squareq::call(call.backend.linear().linear_backward, call.backend, args);
+    if (call.shadow)
+      call.shadow->backward(call, bound.ref, x, {saved[1], saved[2], own_x},
+                            {dy, preactivation, h, out[0], out[1], out[2], inputs > 3 ? out[3] : torch::Tensor()});
     return out;
   }
 };

@@ -6,10 +6,13 @@
 
 #include <array>
 #include <memory>
+#include <string>
 
 #include "squareq/contract.hpp"
 
 namespace squareq::training {
+
+class Shadow;
 
 /// A weight bound for the duration of one call. Not movable: the reference points into it.
 struct BoundWeight {
@@ -36,7 +39,9 @@ struct LinearCall {
   std::shared_ptr<const WeightSource> weight;
   std::int64_t out_features = 0;
   std::int32_t activation = SQ_ACT_NONE;
-  float scaling = 0;  ///< alpha / rank of the adapter
+  float scaling = 0;               ///< alpha / rank of the adapter
+  std::string name{};              ///< of the layer, and which rows of it, for messages
+  std::shared_ptr<Shadow> shadow{};  ///< computes every call again and compares; null: no such thing, at no cost
 };
 
 /// The low-rank branch of a call; a_t undefined: none.

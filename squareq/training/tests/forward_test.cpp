@@ -43,7 +43,7 @@ json tolerances_of(const std::string& name, const std::string& kind) {
 
 class FluxCase : public ::testing::TestWithParam<const char*> {};
 
-TEST_P(FluxCase, FloatCheckpointEqualsDiffusers) {
+TEST_P(FluxCase, FloatCheckpointEqualsDiffusers) {  // SQ-MOD-019; its case bfl holds adapters on fused modules: SQ-MOD-016
   const std::string name = GetParam();
   const Scratch scratch;
   const ForwardRequest request = request_of(name, fixture("flux/" + name), scratch);
@@ -61,7 +61,7 @@ TEST_P(FluxCase, DoublePrecisionIsDiffusersInDoublePrecision) {
   expect_file(request.output, fixture("flux/" + name + "/expected.safetensors"), {}, 2e-6);
 }
 
-TEST_P(FluxCase, SlabEqualsDiffusersOnRoundTripWeights) {
+TEST_P(FluxCase, SlabEqualsDiffusersOnRoundTripWeights) {  // SQ-MOD-019, SQ-MOD-022
   const std::string name = GetParam();
   const Scratch scratch;
   const auto slab = build_slab(fixture("flux/" + name), scratch, "slab");
@@ -193,7 +193,7 @@ struct BadInput {
 
 class ForwardBadInput : public ::testing::TestWithParam<BadInput> {};
 
-TEST_P(ForwardBadInput, IsNamedAndLeavesNoFile) {
+TEST_P(ForwardBadInput, IsNamedAndLeavesNoFile) {  // SQ-MOD-021
   const BadInput& bad = GetParam();
   const Scratch scratch;
   ForwardRequest request = request_of(bad.model, fixture(std::string("flux/") + bad.model), scratch);

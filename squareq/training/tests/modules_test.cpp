@@ -1,5 +1,6 @@
 // QuantLinear, scaffold and loader: published goldens, gradients against float64, what casts may not touch, strict refusals
 // (SQ-MOD-001..012, 020).
+#include <malloc.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -68,7 +69,7 @@ TEST_P(Modules, DyadicGoldenIsExact) {
   }
 }
 
-TEST_P(Modules, DyadicGradientsAreExactAndAccumulate) {
+TEST_P(Modules, DyadicGradientsAreExactAndAccumulate) {  // SQ-MOD-001, SQ-MOD-004
   const json g = golden();
   const QuantLinear module = golden_module(g, true, torch::kFloat32);
   const Tensor x = tensor_of(g.at("x")).requires_grad_(true);
@@ -88,6 +89,24 @@ TEST_P(Modules, InputGradientFlowsWithoutAdapter) {
   golden_module(g, false, torch::kFloat32).forward(x, backend).backward(tensor_of(g.at("grad_y")));
   const Tensor w = tensor_of(g.at("qweight")).slice(1, 0, 5) * tensor_of(g.at("scale")).unsqueeze(1);
   EXPECT_TRUE(torch::equal(x.grad(), torch::matmul(tensor_of(g.at("grad_y")), w)));
+}
+
+/// What a layer keeps for backward: nothing of the size of its weight, in floats or otherwise. Heap bytes in use, as the C library counts them.
+TEST_P(Modules, KeepsNoFloatWeightForBackward) {  // SQ-MOD-002
+  constexpr std::int64_t size = 1024;
+  QuantLinear module(LinearSpec{"large", size, size, false}, LoraSpec{2, 2.0, LoraInit::peft}, torch::kFloat32);
+  module.set_quant_state(torch::ones({size, size}, torch::kInt8), torch::full({size}, 1e-3f), torch::zeros({size}), {});
+  const Tensor x = torch::ones({4, size}).requires_grad_(true);
+  module.forward(x, backend).sum().backward();  // whatever the first call sets up stays
+  const auto in_use = [] {
+    const struct mallinfo2 info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+  };
+  const std::size_t before = in_use();
+  const Tensor y = module.forward(x, backend);
+  const std::size_t kept = in_use() - before;
+  EXPECT_LT(kept, 128u * 1024u) << "y and H are 16 KiB, a float weight is 4 MiB, the codes are 1 MiB";
+  y.sum().backward();
 }
 
 /// Any shape and activation against the same formula in float64, gradients by libtorch's own autograd.
@@ -212,7 +231,7 @@ TEST(QuantLinear, RefusesWrongState) {
   EXPECT_EQ(code_of([&] { module.forward(torch::zeros({1, 8}), backend); }), Code::CALL_SHAPE);
 }
 
-TEST(Scaffold, ReplacesFreezesAndIsIdempotent) {
+TEST(Scaffold, ReplacesFreezesAndIsIdempotent) {  // SQ-MOD-010
   const auto root = std::make_shared<torch::nn::Module>("root");
   const auto inner = std::make_shared<torch::nn::Module>("inner");
   inner->register_module("fc", torch::nn::Linear(6, 4));

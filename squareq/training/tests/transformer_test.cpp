@@ -162,7 +162,7 @@ TEST_P(StreamedTransformer, AnAbandonedPassReleasesItsLeases) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, StreamedTransformer, ::testing::Values("reference", "cpu"));
 
-TEST(Transformer, PassesAndAdaptersAreChecked) {
+TEST(Transformer, PassesAndAdaptersAreChecked) {  // SQ-MOD-017
   OpenOptions options;
   options.source = fixture("flux/guided");
   const auto model = Transformer::open(options);
@@ -213,7 +213,7 @@ struct CountingTask final : BlockTask {
   int live = 0, runs = 0, fail_at = 0;
 };
 
-TEST(BlockFunction, InputsWithoutGradientStillTrainAdapters) {
+TEST(BlockFunction, InputsWithoutGradientStillTrainAdapters) {  // SQ-MOD-014
   for (const bool checkpointing : {true, false}) {
     const auto task = std::make_shared<CountingTask>();
     const Tensor x = torch::tensor({2.0, 3.0}), w = torch::tensor({5.0, 7.0}).requires_grad_(true);

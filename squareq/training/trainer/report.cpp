@@ -56,6 +56,9 @@ std::string report_json(const TrainReport& r) {
   root["validation"] = validation;
   root["files"] = r.files;
   root["warnings"] = warnings;
+  if (r.shadow)
+    root["shadow"] = {{"backend", r.shadow->backend}, {"calls", r.shadow->calls},   {"elements", r.shadow->elements}, {"margin", number(r.shadow->margin)},
+                      {"where", r.shadow->where},     {"layer", r.shadow->layer}, {"tensor", r.shadow->tensor}};
   return root.dump(2, ' ', true, json::error_handler_t::replace);
 }
 

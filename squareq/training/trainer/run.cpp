@@ -10,6 +10,9 @@
 #include "squareq/streaming/bytes.hpp"
 #include "squareq/streaming/telemetry.hpp"
 #include "squareq/text.hpp"
+#include "squareq/training/models/source.hpp"
+#include "squareq/training/modules/shadow_check.hpp"
+#include "squareq/training/backend.hpp"
 #include "squareq/training/sampling/sample_run.hpp"
 #include "squareq/training/trainer/loop.hpp"
 #include "squareq/training/trainer/trainer.hpp"
@@ -35,8 +38,8 @@ void keep_lines(const fs::path& path, std::int64_t lines) {
 
 class Run {
  public:
-  Run(const RunConfig& config, const TrainOptions& options, Transformer& model)
-      : config_(config), options_(options), model_(model), loop_(config, model), checkpoints_(config.output.dir / "checkpoints") {}
+  Run(const RunConfig& config, const TrainOptions& options, Transformer& model, std::shared_ptr<Shadow> shadow)
+      : config_(config), options_(options), model_(model), shadow_(std::move(shadow)), loop_(config, model), checkpoints_(config.output.dir / "checkpoints") {}
 
   TrainReport operator()() {
     prepare_output();
@@ -52,6 +55,7 @@ class Run {
     if (first == 0) validate();
     while (loop_.steps_done() < config_.train.steps) {
       const auto step_start = Clock::now();
+      if (shadow_) shadow_->enter(fmt::format("step {}", loop_.steps_done() + 1));
       TrainingLoop::StepResult result = loop_.step();
       result.metrics.wall_ms = 1e3 * seconds_since(step_start);
       streaming::StepRecord record;
@@ -114,6 +118,7 @@ class Run {
 
   void validate() {
     if (!loop_.has_validation()) return;
+    if (shadow_) shadow_->enter(fmt::format("validation after step {}", loop_.steps_done()));
     report_.validation.push_back({loop_.steps_done(), loop_.validate()});
     note(fmt::format("step {}: validation loss {:.5f}", loop_.steps_done(), report_.validation.back().loss));
   }
@@ -147,6 +152,7 @@ class Run {
   }
 
   void draw(std::int64_t step) {
+    if (shadow_) shadow_->enter(fmt::format("samples after step {}", step));
     SampleOptions o;
     o.prompts = *config_.sample.prompts;
     o.count = config_.sample.count;
@@ -173,6 +179,7 @@ class Run {
     report_.steps = loop_.steps_done();
     report_.skipped = loop_.skipped();
     report_.losses = loop_.losses();
+    if (shadow_) report_.shadow = shadow_->summary();
     write_text_file(config_.output.dir / "report.json", report_json(report_));
     note(fmt::format("loss {:.4f} (mean of the last ten steps); {:.2f} s per step; weights at most {}; {} streamed per step", recent_loss(),
                      report_.wall_seconds / static_cast<double>(std::max<std::int64_t>(1, report_.steps - report_.first_step)),
@@ -183,6 +190,7 @@ class Run {
   const RunConfig& config_;
   const TrainOptions& options_;
   Transformer& model_;
+  std::shared_ptr<Shadow> shadow_;
   TrainingLoop loop_;
   fs::path checkpoints_;
   TrainReport report_;
@@ -202,15 +210,25 @@ OpenOptions open_options(const RunConfig& config, const std::string& backend) {
   open.resident_blocks = config.memory.resident_blocks;
   open.threads = config.memory.threads;
   open.checkpointing = config.train.checkpointing;
-  open.dtype = config.train.dtype == "auto" ? (backend == "cuda" ? torch::kBFloat16 : torch::kFloat32) : parse_dtype(config.train.dtype);
+  open.dtype = config.train.dtype == "auto" ? default_dtype(backend) : parse_dtype(config.train.dtype);
   return open;
 }
 
-TrainReport train(const RunConfig& config, const TrainOptions& options, Transformer& model) { return Run(config, options, model)(); }
+TrainReport train(const RunConfig& config, const TrainOptions& options, Transformer& model) {
+  if (options.shadow) throw Error(Code::CALL_VALUE, "a shadow is given when a model is opened; this one is open");
+  return Run(config, options, model, nullptr)();
+}
 
 TrainReport train(const RunConfig& config, const TrainOptions& options) {
-  const auto model = Transformer::open(open_options(config, options.backend));
-  return train(config, options, *model);
+  OpenOptions open = open_options(config, options.backend);
+  if (options.shadow) {
+    if (!is_slab(open.source))
+      throw Error(Code::CFG_VALUE,
+                  fmt::format("--shadow compares backends on a slab; '{}' is a float checkpoint", printable(open.source.string())));
+    open.shadow = std::make_shared<Shadow>(*options.shadow, open.threads);
+  }
+  const auto model = Transformer::open(open);
+  return Run(config, options, *model, open.shadow)();
 }
 
 std::string describe_run(const RunConfig& config, const TrainOptions& options) {

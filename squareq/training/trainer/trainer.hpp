@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "squareq/error.hpp"
 #include "squareq/training/lora/lora_file.hpp"
 #include "squareq/training/model.hpp"
+#include "squareq/training/shadow.hpp"
 #include "squareq/training/trainer/config.hpp"
 
 namespace squareq::training {
@@ -21,6 +23,7 @@ struct TrainOptions {
   std::string backend = "auto";
   bool resume = false;                      ///< continue from the newest complete checkpoint of output.dir
   bool overwrite = false;                   ///< an output.dir with checkpoints of an earlier run is begun anew
+  std::optional<ShadowOptions> shadow;      ///< compute every quantized linear a second time; slabs only (CFG_VALUE)
   const std::atomic<bool>* stop = nullptr;  ///< set: the step is finished, a checkpoint saved, then IO_INTERRUPTED is thrown
   std::function<void(std::uint64_t done, std::uint64_t total, std::string_view what)> progress;
   std::function<void(const std::string& line)> note;  ///< what a person should know, a line each
@@ -43,6 +46,7 @@ struct TrainReport {
   double wall_seconds = 0;  ///< of the steps of this process
   std::vector<std::string> files;
   std::vector<Problem> warnings;
+  std::optional<ShadowSummary> shadow;  ///< where it was asked for
 };
 
 /// JSON text of the report.
@@ -53,7 +57,7 @@ std::string report_json(const TrainReport& report);
 /// NUM_NONFINITE after train.max_skipped steps in a row without a finite gradient (the last good checkpoint stays).
 TrainReport train(const RunConfig& config, const TrainOptions& options);
 
-/// The same on an open model.
+/// The same on an open model; options.shadow must be empty, a shadow is part of how a model is opened.
 TrainReport train(const RunConfig& config, const TrainOptions& options, Transformer& model);
 
 /// What `train` would do, as JSON text, after every check that needs no training: sizes, layers, memory, the effective configuration.

@@ -8,6 +8,7 @@
 #include "squareq/training/data/tensor_reader.hpp"
 #include "squareq/training/trainer/adamw.hpp"
 #include "squareq/training/trainer/checkpoint.hpp"
+#include "squareq/training/trainer/inputs.hpp"
 #include "squareq/training/trainer/loop.hpp"
 #include "squareq/training/trainer/tests/emoji.hpp"
 
@@ -25,7 +26,7 @@ double relative_distance(const std::vector<float>& a, const std::vector<float>& 
   return std::sqrt(difference / norm);
 }
 
-TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer/generate.py is the other side
+TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer/generate.py is the other side, also SQ-TRN-009
   const TemporaryFolder folder;
   const std::vector<std::string> places = {
       "model.slab=" + emoji_slab().string(), "data.train=" + (emoji_fixture / "cache/blueprint_train.safetensors").string(),
@@ -169,6 +170,17 @@ TEST(Trainer, RefusesBeforeTheFirstStep) {  // SQ-TRN-021, SQ-TRN-038
   EXPECT_EQ(fails([](RunConfig& c) { c.memory.vram = 1 << 30; }, {"memory.vram"}), Code::CFG_VALUE);
   EXPECT_EQ(fails([](RunConfig& c) { c.memory.resident_blocks = 0, c.memory.budget = 1000; }, {"1000"}), Code::CFG_BUDGET);
   EXPECT_FALSE(std::filesystem::exists(folder / "run/lora.kohya.safetensors"));
+}
+
+TEST(Inputs, ImageIdsAreRowMajor) {  // SQ-TRN-023
+  const TokenGrid grid = token_grid(12, 3, 4);
+  const torch::Tensor ids = image_ids(grid, 3, torch::kCPU);
+  ASSERT_EQ(ids.sizes(), (std::vector<std::int64_t>{12, 3}));
+  for (std::int64_t row = 0; row < 12; ++row)
+    EXPECT_TRUE(torch::equal(ids[row], torch::tensor({0.f, static_cast<float>(row / 4), static_cast<float>(row % 4)}))) << row;
+  const TokenGrid square = token_grid(49, 0, 0);
+  EXPECT_EQ(square.height, 7);
+  EXPECT_EQ(square.width, 7);
 }
 
 TEST(LearningRate, ClosedForms) {  // SQ-TRN-047

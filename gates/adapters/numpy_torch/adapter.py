@@ -1,0 +1,134 @@
+"""INT8 linear layers with LoRA in numpy and torch: an adapter that conforms to the profiles linear and lora-training, and the example to
+start a new one from.
+
+  squareq gates --adapter "python gates/adapters/numpy_torch/adapter.py"
+
+Formulas: spec/30-quantization.md, 40-linear.md, 50-lora.md. W [N, K] = qweight * scale, X [M, K], Y [M, N], A^T [r, K], B^T [N, r].
+"""
+import math
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from protocol import Refused, serve  # noqa: E402
+from tensors import ACTIVATIONS, DTYPES, FLOATS, Call, Weight, activation_of, need  # noqa: E402
+
+torch.set_num_threads(1)  # the suite's layers are small, and one thread adds in one order
+
+
+def values(w):
+    """W in fp32, [N, K]: one product per element."""
+    return w.codes.float() * w.scale[:, None]
+
+
+class Lora:
+    """A [K, r] and B [r, N] rounded to the activations' dtype; with 16-bit activations H and D are rounded too."""
+
+    def __init__(self, call, weight, x, dtype):
+        self.c, self.dtype = float(call.request["lora"]["scaling"]), dtype
+        need(math.isfinite(self.c), "CALL_VALUE", "scaling", f"is {self.c}")
+        a_t = call.get("lora.a_t", ["F32"], [None, weight.k], "CALL_NULL")
+        self.rank = a_t.shape[0]
+        need(self.rank > 0, "CALL_SHAPE", "lora.a_t", "has rank 0")
+        self.a, self.b = self.rounded(a_t).T, self.rounded(call.get("lora.b_t", ["F32"], [weight.n, self.rank], "CALL_NULL")).T
+        self.own = call.get("lora.x", FLOATS, [None, weight.k])  # the branch's own input: dropout
+        self.x = x if self.own is None else self.own
+
+    def rounded(self, t):
+        return t.to(self.dtype).float()
+
+    def h(self):
+        return self.rounded(self.x.float() @ self.a)
+
+
+def quantize(request):
+    call = Call(request)
+    need(request["format"] == "bp8_v2", "CALL_UNSUPPORTED", "format", f"is {request['format']}, must be bp8_v2")
+    w = call.get("w", [*FLOATS, "F64"], [None, None], "CALL_NULL").float().numpy()
+    (n, k), pack = w.shape, max(request["pack_k"], 1)
+    q = np.zeros((n, -(-k // pack) * pack), np.int8)
+    for name, dtype, shape in (("qweight", "I8", q.shape), ("scale", "F32", [n]), ("zero_point", "F32", [n])):
+        call.want(name, [dtype], shape, required=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        quotient = np.abs(w).max(axis=1, initial=0) / np.float32(127)
+        scale = np.maximum(quotient, np.float32(1e-8))
+        bad = ~np.isfinite(w) | ~np.isfinite(np.float32(127) * scale)[:, None]
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise Refused("DT_WEIGHT_NONFINITE", f"{request['name']}: weight [{row}, {column}] is {w[row, column]}, or its row overflows", "w")
+    q[:, :k] = np.clip(np.rint(w * (np.float32(1) / scale)[:, None]), -127, 127)
+    call.answer(qweight=torch.from_numpy(q), scale=torch.from_numpy(scale), zero_point=torch.zeros(n))
+    return {"floored_rows": int((quotient < np.float32(1e-8)).sum())}
+
+
+def dequantize(request):
+    call = Call(request)
+    w, first = Weight(call), request["first_row"]
+    call.want("out", FLOATS, [None, w.k], required=True)
+    last = first + call.wanted["out"]["shape"][0]
+    need(0 <= first and last <= w.n, "CALL_SHAPE", "out", f"is asked for with rows [{first}, {last}) of {w.n}")
+    call.answer(out=values(w)[first:last])
+
+
+def linear_forward(request):
+    call = Call(request)
+    activation, w = activation_of(call), Weight(call)
+    x = call.get("x", FLOATS, [None, w.k], "CALL_NULL")
+    m = x.shape[0]
+    lora = Lora(call, w, x, x.dtype) if "lora" in request else None
+    call.want("y", [d for d in FLOATS if d == "F32" or DTYPES[d] == x.dtype], [m, w.n], required=True)
+    call.want("preactivation", ["F32", call.wanted["y"]["dtype"]], [m, w.n])
+    need(lora or "h" not in call.wanted, "CALL_VALUE", "h", "is asked for without a branch")
+    call.want("h", ["F32"], [m, lora and lora.rank])
+    v, h = x.float() @ values(w).T, None
+    if lora:
+        h = lora.h()
+        v = v + lora.c * (h @ lora.b)
+    if w.bias is not None:
+        v = v + w.bias
+    call.answer(y=ACTIVATIONS[activation](v.double()).float(), preactivation=v, h=h)
+
+
+def linear_backward(request):
+    call = Call(request)
+    activation, w = activation_of(call), Weight(call)
+    g = call.get("dy", FLOATS, [None, w.n], "CALL_NULL")
+    m, dtype = g.shape[0], next(d for d in FLOATS if DTYPES[d] == g.dtype)
+    x = call.get("x", FLOATS, [m, w.k])
+    p = call.get("preactivation", ["F32", dtype], [m, w.n], None if activation == "none" else "CALL_NULL")
+    lora = Lora(call, w, x, g.dtype if x is None else x.dtype) if "lora" in request else None
+    for name, allowed, shape in (("dx", dtype, [m, w.k]), ("dx_lora", dtype, [m, w.k]), ("da_t", "F32", [lora and lora.rank, w.k]), ("db_t", "F32", [w.n, lora and lora.rank])):
+        asked = call.want(name, [allowed], shape)
+        need(not asked or lora or name == "dx", "CALL_VALUE", name, "is asked for without a branch")
+    g = g.float()
+    if activation != "none":
+        z = p.double().requires_grad_()
+        g = g * torch.autograd.grad(ACTIVATIONS[activation](z).sum(), z)[0].float()
+    out = {"dx": g @ values(w)}
+    if lora:
+        h = call.get("h", ["F32"], [m, lora.rank])
+        need(lora.own is not None or "dx_lora" not in call.wanted, "CALL_VALUE", "dx_lora", "is asked for without lora.x")
+        need(lora.x is not None or "da_t" not in call.wanted, "CALL_NULL", "x", "is missing: da_t needs it")
+        need(lora.x is not None or h is not None or "db_t" not in call.wanted, "CALL_NULL", "x", "is missing: db_t needs it or h")
+        d = lora.rounded(g @ lora.b.T)
+        out["dx_lora"] = lora.c * (d @ lora.a.T)
+        if lora.own is None:
+            out["dx"] = out["dx"] + out["dx_lora"]
+        if "da_t" in call.wanted:
+            out["da_t"] = lora.c * (lora.x.float().T @ d).T
+        if "db_t" in call.wanted:
+            out["db_t"] = lora.c * ((lora.h() if h is None else h).T @ g).T
+        if request["accumulate"]:
+            out.update({n: call.inputs[n] + out[n] for n in ("da_t", "db_t") if n in call.wanted})
+    call.answer(**out)
+
+
+COMMANDS = {f.__name__: f for f in (quantize, dequantize, linear_forward, linear_backward)}
+DESCRIBE = {"name": "numpy_torch", "version": "1.0.0", "abi_version": 1, "device": "cpu", "deterministic": True, "groups": ["linear", "lora"],
+            "operations": list(COMMANDS), "formats": ["bp8_v2"], "activation_dtypes": ["f32", "bf16", "f16"], "rounding_classes": ["R1"]}
+
+if __name__ == "__main__":
+    serve(DESCRIBE, COMMANDS)

@@ -1,0 +1,87 @@
+"""Tensors of an adapter that computes with torch: the files of one request, and checks of what they hold.
+
+The checks answer wrong arguments as spec/40-linear.md demands, so that an implementation behind an adapter meets only right ones.
+"""
+import pathlib
+
+import torch
+from protocol import Refused
+from safetensors.torch import load_file, save_file
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I8": torch.int8}
+FLOATS = ("F32", "BF16", "F16")
+ACTIVATIONS = {
+    "none": lambda v: v,
+    "gelu_tanh": lambda v: torch.nn.functional.gelu(v, approximate="tanh"),
+    "gelu_erf": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
+
+
+
+
+def need(good, code, name, text):
+    if not good:
+        raise Refused(code, f"{name} {text}", name)
+
+
+def same(shape, expected):
+    return len(shape) == len(expected) and all(e is None or s == e for s, e in zip(shape, expected))
+
+
+class Call:
+    """One request: its inputs by name, and the outputs that it asks for. `None` in a shape is any size."""
+
+    def __init__(self, request):
+        self.request, self.folder = request, pathlib.Path(request["folder"])
+        self.inputs, self.wanted = load_file(self.folder / "inputs.safetensors"), request["outputs"]
+
+    def get(self, name, dtypes, shape, missing=None):
+        """A checked input; an absent one is None, or refused with the code `missing`."""
+        t = self.inputs.get(name)
+        need(t is not None or not missing, missing, name, "is missing")
+        if t is not None:
+            need(t.dtype in [DTYPES[d] for d in dtypes], "CALL_DTYPE", name, f"has dtype {t.dtype}, must be one of {dtypes}")
+            need(same(t.shape, shape), "CALL_SHAPE", name, f"has shape {list(t.shape)}, must be {shape}")
+        return t
+
+    def want(self, name, dtypes, shape, required=False):
+        """Checks an output that is asked for; says whether it is."""
+        asked = self.wanted.get(name)
+        need(asked or not required, "CALL_NULL", name, "is not asked for")
+        if asked:
+            need(asked["dtype"] in dtypes, "CALL_DTYPE", name, f"is asked for as {asked['dtype']}, must be one of {dtypes}")
+            need(same(asked["shape"], shape), "CALL_SHAPE", name, f"is asked for with shape {asked['shape']}, must be {shape}")
+        return bool(asked)
+
+    def answer(self, **outputs):
+        for name in self.wanted:
+            need(outputs.get(name) is not None, "CALL_UNSUPPORTED", name, "is asked for and not offered")
+        # Copies: two outputs may be one tensor (y and its pre-activation without an activation), which save_file refuses.
+        save_file({n: outputs[n].to(DTYPES[a["dtype"]]).clone(memory_format=torch.contiguous_format) for n, a in self.wanted.items()}, self.folder / "outputs.safetensors")
+
+
+class Weight:
+    """The parts of a bp8_v2 layer: codes I8 [N, K] without their padding, scale F32 [N], bias F32 [N] or None."""
+
+    def __init__(self, call):
+        w = call.request.get("weight")
+        need(w, "CALL_NULL", "weight", "is missing")
+        need(w["format"] == "bp8_v2", "CALL_UNSUPPORTED", "weight", f"has format {w['format']}, must be bp8_v2")
+        for part in w["parts"]:
+            need(part in ("qweight", "scale", "zero_point", "bias") and w["parts"].count(part) == 1, "CALL_VALUE", part, "is unknown or given twice")
+        self.n, self.k = w["out_features"], w["in_features"]
+        q = call.get("weight.qweight", ["I8"], [self.n, None], "CALL_PART")
+        need(q.shape[1] >= self.k, "CALL_SHAPE", "qweight", f"has {q.shape[1]} columns for {self.k} in_features")
+        self.codes = q[:, : self.k]
+        self.scale = call.get("weight.scale", ["F32"], [self.n], "CALL_PART")
+        zero = call.get("weight.zero_point", ["F32"], [self.n])
+        need(zero is None or not zero.any(), "DT_ZP_NONZERO", "zero_point", "is not 0")
+        self.bias = call.get("weight.bias", ["F32"], [self.n])
+
+
+def activation_of(call):
+    """The activation asked for. Int8 activations are refused: these adapters offer class R1 only."""
+    need(call.request["compute"] in ("default", "exact_w") and "xq" not in call.request, "CALL_UNSUPPORTED", "compute", "with int8 activations is not offered")
+    need(call.request["activation"] in ACTIVATIONS, "CALL_VALUE", "activation", f"is {call.request['activation']}, must be one of {list(ACTIVATIONS)}")
+    return call.request["activation"]

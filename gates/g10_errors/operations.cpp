@@ -1,0 +1,142 @@
+// Wrong arguments of quantize, dequantize and quantize_activation.
+#include <cmath>
+#include <limits>
+
+#include "gates/g10_errors/g10_errors.hpp"
+#include "gates/harness/quantize_call.hpp"
+#include "squareq/tensor.hpp"
+
+namespace squareq::gates::g10 {
+namespace {
+
+/// A right quantize call: W [6, 40], padded to 64.
+struct QuantizeCall {
+  Guarded w{"w", Role::in, SQ_F32, {6, 40}}, q{"qweight", Role::out, SQ_I8, {6, 64}}, scale{"scale", Role::out, SQ_F32, {6}}, zero{"zero_point", Role::out, SQ_F32, {6}};
+  std::vector<sq_part> parts;
+  std::uint64_t floored = 4711;
+  sq_tensor view{};
+  sq_quantize_args args;
+
+  explicit QuantizeCall(Trial& trial) {
+    Random random = trial.random("w");
+    w.fill([&] { return random.normal(); });
+    parts = {{"qweight", *q.tensor()}, {"scale", *scale.tensor()}, {"zero_point", *zero.tensor()}};
+    view = *w.tensor();
+    args = sized<sq_quantize_args>();
+    args.pack_k = 64;
+    args.format = "bp8_v2";
+    args.name = "blocks.3.mlp.fc1";
+    args.w = &view;
+    args.out = parts.data();
+    args.out_count = 3;
+    args.floored_rows = &floored;
+  }
+};
+
+struct QuantizeFault {
+  const char* slug;
+  std::vector<Code> codes;
+  const char* requirement;
+  std::vector<std::string_view> names;
+  void (*plant)(QuantizeCall&);
+};
+
+const std::vector<QuantizeFault>& quantize_faults() {
+  static const std::vector<QuantizeFault> all = {
+      {"nan", {Code::DT_WEIGHT_NONFINITE}, "SQ-QNT-007", {"5", "39"}, [](QuantizeCall& c) { c.w.set(5, 39, NAN); }},
+      {"minus_inf", {Code::DT_WEIGHT_NONFINITE}, "SQ-QNT-007", {"2", "17"}, [](QuantizeCall& c) { c.w.set(2, 17, -INFINITY); }},
+      {"scale_overflow", {Code::DT_WEIGHT_NONFINITE}, "SQ-QNT-008", {"5", "23"}, [](QuantizeCall& c) { c.w.set(5, 23, static_cast<double>(std::numeric_limits<float>::max())); }},
+      {"w_dtype", {Code::CALL_DTYPE}, "SQ-LIN-040", {"w", "i32|int32"}, [](QuantizeCall& c) { c.view.dtype = SQ_I32; }},
+      {"w_rank", {Code::CALL_SHAPE}, "SQ-LIN-041", {"w"}, [](QuantizeCall& c) { c.view.rank = 1; }},
+      {"w_column_stride", {Code::CALL_SHAPE}, "SQ-LIN-042", {"w", "2"}, [](QuantizeCall& c) { c.view.shape[1] = 20, c.view.strides[1] = 2; }},
+      {"no_w", {Code::CALL_NULL}, "SQ-LIN-043", {"w"}, [](QuantizeCall& c) { c.args.w = nullptr; }},
+      {"no_scale", {Code::CALL_PART}, "SQ-LIN-044", {"scale"}, [](QuantizeCall& c) { c.parts.erase(c.parts.begin() + 1), c.args.out = c.parts.data(), c.args.out_count = 2; }},
+      {"no_zero_point", {Code::CALL_PART}, "SQ-LIN-044", {"zero_point"}, [](QuantizeCall& c) { c.args.out_count = 2; }},
+      {"unpadded_out", {Code::CALL_SHAPE}, "SQ-QNT-001", {"qweight", "64"}, [](QuantizeCall& c) { c.parts[0].tensor.shape[1] = 40; }},
+      {"scale_length", {Code::CALL_SHAPE}, "SQ-LIN-041", {"scale", "5", "6"}, [](QuantizeCall& c) { c.parts[1].tensor.shape[0] = 5; }},
+      {"codes_u8", {Code::CALL_DTYPE}, "SQ-LIN-040", {"qweight", "u8|uint8", "i8|int8"}, [](QuantizeCall& c) { c.parts[0].tensor.dtype = SQ_U8; }},
+      {"scale_bf16", {Code::CALL_DTYPE}, "SQ-LIN-040", {"scale", "bf16|bfloat16", "f32|float32"}, [](QuantizeCall& c) { c.parts[1].tensor.dtype = SQ_BF16; }},
+      {"format", {Code::CALL_UNSUPPORTED}, "SQ-LIN-044", {"nf4"}, [](QuantizeCall& c) { c.args.format = "nf4"; }},
+  };
+  return all;
+}
+
+void run_quantize(Trial& trial, const QuantizeFault& fault) {
+  QuantizeCall call(trial);
+  fault.plant(call);
+  Instance& instance = trial.instance();
+  const std::string what = std::string("quantize with the fault '") + fault.slug + "'";
+  const sq_error e = call_refused(what, fault.codes, {&call.w, &call.q, &call.scale, &call.zero}, [&](sq_error* error) { return instance.linear().quantize(instance.get(), &call.args, error); });
+  must_name(what, e, {"blocks.3.mlp.fc1"});
+  must_name(what, e, fault.names);
+  require(call.floored == 4711, what + ": floored_rows was written");
+}
+
+void run_dequantize(Trial& trial) {
+  Random random = trial.random("data");
+  Problem p(1, Layer("blocks.3.mlp.fc2", 6, 40, 64, false), SQ_F32);
+  fill(p, random, {});
+  Instance& instance = trial.instance();
+  const DirectWeight direct(p.layer);
+  Guarded out("out", Role::out, SQ_F32, {4, 40}), wide("out", Role::out, SQ_F32, {4, 64}), integer("out", Role::out, SQ_I8, {4, 40});
+  const auto refuse = [&](const std::string& what, const std::vector<Code>& codes, const Guarded* target, std::int64_t first, const std::vector<std::string_view>& names) {
+    auto args = sized<sq_dequantize_args>();
+    args.weight = direct.ref();
+    args.first_row = first;
+    args.out = target ? target->tensor() : nullptr;
+    const sq_error e = call_refused("dequantize with " + what, codes, {&p.layer.qweight, &p.layer.scale, &out, &wide, &integer}, [&](sq_error* error) { return instance.linear().dequantize(instance.get(), &args, error); });
+    must_name("dequantize with " + what, e, {"blocks.3.mlp.fc2"});
+    must_name("dequantize with " + what, e, names);
+  };
+  refuse("rows past the end", {Code::CALL_SHAPE}, &out, 3, {"3", "6"});
+  refuse("a negative first row", {Code::CALL_SHAPE}, &out, -1, {"-1"});
+  refuse("a first row that overflows", {Code::CALL_SHAPE}, &out, std::numeric_limits<std::int64_t>::max(), {});
+  refuse("padded columns asked for", {Code::CALL_SHAPE}, &wide, 0, {"64", "40"});
+  refuse("integers asked for", {Code::CALL_DTYPE}, &integer, 0, {"i8|int8"});
+  refuse("no output", {Code::CALL_NULL}, nullptr, 0, {"out"});
+  p.layer.zero_point.set(1, 0.5);
+  refuse("a zero point", {Code::DT_ZP_NONZERO}, &out, 0, {});
+}
+
+void run_quantize_activation(Trial& trial) {
+  Instance& instance = trial.instance();
+  Guarded x("x", Role::in, SQ_F32, {4, 32}), shift("shift", Role::in, SQ_F32, {2, 32}), scale("scale", Role::in, SQ_F32, {2, 32}), three("shift", Role::in, SQ_F32, {3, 32}),
+      q("q", Role::out, SQ_I8, {4, 32}), xs("scale", Role::out, SQ_F32, {4}), short_scale("scale", Role::out, SQ_F32, {3}), codes("x", Role::in, SQ_I8, {4, 32});
+  struct Call {
+    sq_quantize_activation_args args = sized<sq_quantize_activation_args>();
+    sq_part parts[2];
+  };
+  const auto refuse = [&](const std::string& what, const std::vector<Code>& wanted, const auto& change, const std::vector<std::string_view>& names) {
+    Call call;
+    call.parts[0] = {"q", *q.tensor()};
+    call.parts[1] = {"scale", *xs.tensor()};
+    call.args.format = "per_token_int8";
+    call.args.x = x.tensor();
+    call.args.out = call.parts;
+    call.args.out_count = 2;
+    change(call);
+    const sq_error e = call_refused("quantize_activation with " + what, wanted, {&x, &shift, &scale, &three, &q, &xs, &short_scale, &codes},
+                                    [&](sq_error* error) { return instance.linear().quantize_activation(instance.get(), &call.args, error); });
+    must_name("quantize_activation with " + what, e, names);
+  };
+  refuse("no x", {Code::CALL_NULL}, [](Call& c) { c.args.x = nullptr; }, {"x"});
+  refuse("x of codes", {Code::CALL_DTYPE}, [&](Call& c) { c.args.x = codes.tensor(); }, {"x", "i8|int8"});
+  refuse("an unknown producer", {Code::CALL_VALUE}, [](Call& c) { c.args.producer = 42; }, {"42"});
+  refuse("an unknown format", {Code::CALL_UNSUPPORTED, Code::CALL_VALUE}, [](Call& c) { c.args.format = "per_block_int4"; }, {"per_block_int4"});
+  refuse("no scale part", {Code::CALL_PART}, [](Call& c) { c.args.out_count = 1; }, {"scale"});
+  refuse("a scale part of 3 rows", {Code::CALL_SHAPE}, [&](Call& c) { c.parts[1].tensor = *short_scale.tensor(); }, {"3", "4"});
+  refuse("modulation without shift", {Code::CALL_NULL}, [&](Call& c) { c.args.producer = SQ_PRODUCER_LAYERNORM_MODULATE, c.args.scale = scale.tensor(), c.args.epsilon = 1e-6f; }, {"shift"});
+  refuse("3 groups for 4 rows", {Code::CALL_SHAPE}, [&](Call& c) { c.args.producer = SQ_PRODUCER_LAYERNORM_MODULATE, c.args.shift = three.tensor(), c.args.scale = three.tensor(), c.args.epsilon = 1e-6f; }, {"3", "4"});
+}
+
+}  // namespace
+
+void add_operations(Cases& cases) {
+  for (const QuantizeFault& fault : quantize_faults())
+    cases.push_back({10, std::string("errors.quantize.") + fault.slug, Kind::vector, {fault.requirement, "SQ-QNT-009", "SQ-ERR-007"}, {"linear", "operation:quantize"}, "a refusal that has written half a weight, or does not say where",
+                     [&fault](Trial& t) { run_quantize(t, fault); }});
+  cases.push_back({10, "errors.dequantize", Kind::vector, {"SQ-QNT-014", "SQ-QNT-015", "SQ-ERR-007"}, {"linear", "operation:dequantize"}, "rows read past the weight", run_dequantize});
+  cases.push_back({10, "errors.quantize_activation", Kind::vector, {"SQ-LIN-040", "SQ-LIN-041", "SQ-LIN-045", "SQ-LIN-046"}, {"linear", "operation:quantize_activation"}, "a producer guessed, a group broadcast", run_quantize_activation});
+}
+
+}  // namespace squareq::gates::g10

@@ -1,0 +1,349 @@
+// The host's side of the adapter protocol against an adapter that misbehaves in one way at a time: each must end in a verdict that names it, never
+// in a hang, and must touch no tensor of the caller.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "fixtures/places.hpp"
+#include "gates/adapter/request.hpp"
+#include "gates/adapter/table.hpp"
+#include "gates/gates.hpp"
+#include "gates/harness/linear.hpp"
+#include "gates/harness/report.hpp"
+#include "squareq/contract.hpp"
+
+namespace squareq::gates::adapter {
+namespace {
+
+using nlohmann::json;
+using namespace std::chrono_literals;
+
+std::string command(const std::string& mode, const std::string& more = {}) {
+  return "exec python3 '" + (test::source_dir() / "gates/tests/odd_adapter.py").string() + "' " + mode + (more.empty() ? "" : " '" + more + "'");
+}
+
+/// One dequantize through the table of an adapter: status, message, and whether the output is untouched.
+struct Outcome {
+  Code code;
+  std::string message, layer, tensor;
+  bool untouched;
+  std::vector<double> values;
+  Verdict verdict;
+};
+
+Outcome call_once(const std::string& mode, Session::Limits limits = {30s, 20s}) {
+  Session session(command(mode), limits);
+  session.start();
+  const sq_implementation* table = table_of(session);
+  auto host = sized<sq_host>();
+  host.abi_version = SQ_ABI_VERSION;
+  sq_context* context = nullptr;
+  sq_error e = make_error();
+  Layer layer("layer", 2, 3, 4, false);
+  for (int i = 0; i < 6; ++i) layer.qweight.set(i / 3, i % 3, i - 2);
+  layer.scale.fill(0.5);
+  const DirectWeight direct(layer);
+  Guarded out("out", Role::out, SQ_F32, {2, 3}, 5);
+  auto args = sized<sq_dequantize_args>();
+  args.weight = direct.ref();
+  args.out = out.tensor();
+  out.arm();
+  sq_status status = table->create(&host, &context, &e);
+  if (mode == "unasked") std::this_thread::sleep_for(500ms);  // until the line that nobody asked for is there
+  if (status == SQ_OK) status = table->linear->dequantize(context, &args, &e);
+  Outcome outcome{static_cast<Code>(status), e.message, e.layer, e.tensor, out.damage_after_refusal().empty(), out.values(), {}};
+  if (status == SQ_OK) {
+    EXPECT_EQ(out.damage_after_success(), "");
+  }
+  table->destroy(context);
+  session.after_case(outcome.verdict);
+  return outcome;
+}
+
+TEST(Adapter, tensors_travel_both_ways) {  // SQ-ADP-010, SQ-ADP-020, SQ-ADP-030
+  const Outcome o = call_once("sound");
+  EXPECT_EQ(o.code, Code::OK) << o.message;
+  EXPECT_EQ(o.values, (std::vector<double>{-1, -0.5, 0, 0.5, 1, 1.5}));
+}
+
+struct Misbehaviour {
+  const char* mode;
+  Status status;
+  const char* says;  // what the verdict must name
+};
+
+class misbehaving : public testing::TestWithParam<Misbehaviour> {};
+
+TEST_P(misbehaving, is_named_and_touches_nothing) {  // SQ-ADP-010, SQ-ADP-011, SQ-ADP-030, SQ-ADP-041
+  const auto& [mode, status, says] = GetParam();
+  const Outcome o = call_once(mode, {30s, status == Status::timeout ? 1s : 20s});
+  EXPECT_EQ(o.code, Code::INTERNAL);
+  EXPECT_TRUE(o.untouched) << "a fault wrote into the caller's tensor";
+  EXPECT_EQ(o.verdict.status, status) << o.verdict.message;
+  EXPECT_NE(o.verdict.message.find(says), std::string::npos) << "does not say '" << says << "': " << o.verdict.message;
+}
+
+INSTANTIATE_TEST_SUITE_P(every, misbehaving,
+                         testing::ValuesIn(std::vector<Misbehaviour>{
+                             {"garbage", Status::fail, "not JSON: 'Hello, I am ready!'"},
+                             {"hang", Status::timeout, "did not answer in time; its process was still running"},
+                             {"crash", Status::crash, "ended by signal 11 (Segmentation fault); its stderr ends with: about to fall"},
+                             {"exit", Status::crash, "ended with exit status 1; its stderr ends with: no such layer"},
+                             {"half_line", Status::crash, "in the middle of an answer"},
+                             {"wrong_id", Status::fail, "the answer's id is"},
+                             {"two_lines", Status::fail, "more than one answer line; the second begins with 'and more"},
+                             {"unasked", Status::fail, "context made"},
+                             {"too_long", Status::fail, "longer than 1048576 bytes"},
+                             {"endless", Status::fail, "longer than 1048576 bytes"},
+                             {"unknown_code", Status::fail, "refuses with 'CALL_ME', which is no code"},
+                             {"unknown_key", Status::fail, "unknown key 'reslut'"},
+                             {"bad_context", Status::fail, "no whole number 'context'"},
+                             {"no_file", Status::fail, "output file is missing"},
+                             {"fifo", Status::fail, "IO_NOT_REGULAR"},
+                             {"short_file", Status::fail, "ST_TRUNCATED"},
+                             {"large_file", Status::fail, "holds 1073741824 bytes"},
+                             {"wrong_shape", Status::fail, "'out' with shape [3, 2], asked for [2, 3]"},
+                             {"wrong_dtype", Status::fail, "'out' with dtype I32, asked for F32"},
+                             {"wrong_name", Status::fail, "'y' that was not asked for"},
+                             {"extra_tensor", Status::fail, "'extra' that was not asked for"},
+                         }),
+                         [](const auto& tested) { return std::string(tested.param.mode); });
+
+TEST(Adapter, refusals_are_answers) {  // SQ-ADP-014, SQ-ADP-015
+  const Outcome refused = call_once("refuses");
+  EXPECT_EQ(refused.code, Code::CALL_DTYPE);
+  EXPECT_EQ(refused.message, "not this one");
+  EXPECT_EQ(refused.layer, "l");
+  EXPECT_EQ(refused.tensor, "t");
+  EXPECT_TRUE(refused.untouched);
+  EXPECT_EQ(refused.verdict.status, Status::not_run) << "a refusal is no fault: " << refused.verdict.message;
+  EXPECT_EQ(call_once("unsupported").code, Code::CALL_UNSUPPORTED);
+}
+
+std::string start_fault(const std::string& mode) {
+  Session session(command(mode), {mode == "hangs_at_start" ? 1s : 30s, 20s});
+  try {
+    session.start();
+    return "started";
+  } catch (const Fault& fault) {
+    return fault.what();
+  }
+}
+
+TEST(Adapter, a_start_that_fails_says_why) {  // SQ-ADP-012, SQ-ADP-013, SQ-ADP-042
+  EXPECT_NE(start_fault("other_version").find("protocol 1 is not spoken here"), std::string::npos);
+  EXPECT_NE(start_fault("dies_at_start").find("cannot import name"), std::string::npos);
+  EXPECT_NE(start_fault("hangs_at_start").find("did not answer in time"), std::string::npos);
+  EXPECT_NE(start_fault("describes_stream").find("'stream', which the protocol does not carry"), std::string::npos);
+  Session missing("/no/such/adapter", {30s, 20s});
+  try {
+    missing.start();
+    FAIL() << "started";
+  } catch (const Fault& fault) {
+    EXPECT_NE(std::string(fault.what()).find("exit status 127"), std::string::npos) << fault.what();
+  }
+}
+
+/// Exit status, and the report's line per case, of a run of the adapter.
+std::pair<int, std::map<std::string, json>> run(const std::string& adapter, const std::string& filter, std::vector<std::string> profiles = {}) {
+  GateOptions options;
+  options.adapter = adapter;
+  options.filter = filter;
+  options.profiles = std::move(profiles);
+  options.quiet = true;
+  options.report = std::filesystem::temp_directory_path() / ("squareq-adapter-test-" + std::to_string(::getpid()) + ".jsonl");
+  const int status = run_gates(options);
+  std::map<std::string, json> lines;
+  std::ifstream report(options.report);
+  for (std::string line; std::getline(report, line);) {
+    const json object = json::parse(line);
+    lines[object.value("case", "summary")] = object;
+  }
+  std::filesystem::remove(options.report);
+  return {status, lines};
+}
+
+TEST(AdapterRun, cases_pass_unchanged_through_a_sound_adapter) {  // SQ-ADP-040, SQ-ADP-043
+  const auto [status, lines] = run(command("sound"), "^dequantize\\.(golden\\.f32|rows\\.f32|refusals)$");
+  for (const char* id : {"dequantize.golden.f32", "dequantize.rows.f32", "dequantize.refusals"}) EXPECT_EQ(lines.at(id)["status"], "pass") << lines.at(id)["message"];
+  EXPECT_NE(lines.at("dequantize.golden.f32")["repro"].get<std::string>().find("squareq gates --adapter 'exec python3 "), std::string::npos);
+  EXPECT_TRUE(lines.at("summary")["adapter"].get<bool>());
+  EXPECT_EQ(status, 0);
+}
+
+TEST(AdapterRun, mutant_wrong_number_is_killed) {
+  const auto [status, lines] = run(command("wrong_number"), "^dequantize\\.rows\\.f32$");
+  EXPECT_EQ(lines.at("dequantize.rows.f32")["status"], "fail");
+  EXPECT_EQ(status, 1);
+}
+
+TEST(AdapterRun, a_crash_is_one_verdict_and_the_run_goes_on) {  // SQ-ADP-041
+  const std::filesystem::path flag = std::filesystem::temp_directory_path() / ("squareq-adapter-flag-" + std::to_string(::getpid()));
+  const auto [status, lines] = run(command("crash_once", flag.string()), "^dequantize\\.(golden\\.f32|rows\\.f32)$");
+  std::filesystem::remove(flag);
+  EXPECT_EQ(lines.at("dequantize.golden.f32")["status"], "crash");
+  EXPECT_NE(lines.at("dequantize.golden.f32")["message"].get<std::string>().find("signal 11"), std::string::npos);
+  EXPECT_EQ(lines.at("dequantize.rows.f32")["status"], "pass") << lines.at("dequantize.rows.f32")["message"];
+  EXPECT_EQ(status, 1);
+}
+
+TEST(AdapterRun, one_that_does_not_start_offers_nothing) {  // SQ-ADP-042
+  const auto [status, lines] = run(command("dies_at_start"), "^dequantize\\.");
+  EXPECT_EQ(lines.at("dequantize.rows.f32")["status"], "not_supported");
+  EXPECT_EQ(run(command("bad_description"), "^dequantize\\.").first, 1);
+  EXPECT_EQ(status, 1);
+}
+
+TEST(AdapterRun, what_only_the_process_shows_is_not_judged) {  // SQ-ADP-050
+  const auto [status, lines] = run(command("sound"), "^(memory\\.workspace\\.forward|dequantize\\.rows\\.f32)$", {"linear"});
+  EXPECT_EQ(lines.at("memory.workspace.forward")["status"], "not_supported");
+  bool listed = false, demanded = false;
+  for (const json& d : lines.at("summary")["not_judged"]) listed = listed || d["case"] == "memory.workspace.forward";
+  for (const json& d : lines.at("summary")["unmet"]) demanded = demanded || d["case"] == "memory.workspace.forward";
+  EXPECT_TRUE(listed);
+  EXPECT_FALSE(demanded);
+}
+
+TEST(Smoke, tells_a_broken_adapter_from_a_wrong_implementation) {  // SQ-ADP-051
+  const auto smoke = [](const std::string& mode) {
+    testing::internal::CaptureStdout();
+    const int status = smoke_adapter(command(mode), true);
+    return std::pair(status, json::parse(testing::internal::GetCapturedStdout()));
+  };
+  const auto [sound_status, sound] = smoke("sound");
+  EXPECT_EQ(sound_status, 0) << sound;
+  EXPECT_TRUE(sound["ok"].get<bool>());
+  const auto [wrong_status, wrong] = smoke("wrong_number");
+  EXPECT_EQ(wrong_status, 1);
+  EXPECT_TRUE(wrong["sound"].get<bool>());
+  EXPECT_NE(wrong["verdict"].get<std::string>().find("the implementation is wrong in dequantize"), std::string::npos) << wrong["verdict"];
+  const auto [broken_status, broken] = smoke("wrong_shape");
+  EXPECT_EQ(broken_status, 1);
+  EXPECT_FALSE(broken["sound"].get<bool>());
+  EXPECT_NE(broken["verdict"].get<std::string>().find("the adapter is broken"), std::string::npos);
+  const auto rule = [](const json& report, const std::string& id) {
+    for (const json& r : report["rules"])
+      if (r["requirement"] == id && r["verdict"] != "kept") return r["verdict"].get<std::string>();
+    return std::string("kept");
+  };
+  EXPECT_EQ(rule(broken, "SQ-ADP-030"), "BROKEN");
+  EXPECT_EQ(rule(broken, "SQ-ADP-017"), "not reached");
+  const auto [version_status, version] = smoke("other_version");
+  EXPECT_EQ(rule(version, "SQ-ADP-013"), "BROKEN");
+  EXPECT_EQ(version_status, 1);
+}
+
+sq_tensor view(const void* data, std::int32_t dtype, std::initializer_list<std::int64_t> shape) { return make_tensor(data, dtype, shape); }
+
+/// What does not travel is refused before anything is sent (page 95, Strides).
+TEST(Request, refuses_what_a_copy_would_hide) {
+  std::vector<float> data(64, 1.f);
+  const auto code = [&](const auto& change) {
+    sq_tensor t = view(data.data(), SQ_F32, {4, 8});
+    change(t);
+    try {
+      Request request;
+      request.output("y", &t);
+      return Code::OK;
+    } catch (const Refusal& r) {
+      return r.code;
+    }
+  };
+  EXPECT_EQ(code([](sq_tensor&) {}), Code::OK);
+  EXPECT_EQ(code([](sq_tensor& t) { t.strides[1] = 2; }), Code::CALL_SHAPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.strides[0] = 7; }), Code::CALL_SHAPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.rank = 9; }), Code::CALL_SHAPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.shape[0] = -1; }), Code::CALL_SHAPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.shape[0] = t.shape[1] = std::int64_t{1} << 40; }), Code::CALL_SHAPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.dtype = 99; }), Code::CALL_DTYPE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.device.kind = SQ_CUDA; }), Code::CALL_DEVICE);
+  EXPECT_EQ(code([](sq_tensor& t) { t.data = nullptr; }), Code::CALL_NULL);
+  EXPECT_EQ(code([](sq_tensor& t) { t.data = static_cast<char*>(t.data) + 1; }), Code::CALL_ALIGN);
+}
+
+/// A part that lies about its dtype is sent as zeros: its memory is not read on its word.
+TEST(Request, a_part_that_cannot_be_right_travels_blank) {
+  Layer layer("layer", 2, 3, 4, true);
+  DirectWeight direct(layer);
+  direct.parts()[0].tensor.dtype = SQ_F32;
+  direct.parts().push_back(direct.parts()[1]);
+  direct.weight().parts = direct.parts().data();
+  direct.weight().part_count = static_cast<std::uint32_t>(direct.parts().size());
+  auto args = sized<sq_dequantize_args>();
+  args.weight = direct.ref();
+  Request request;
+  request.dequantize(&args);
+  ASSERT_EQ(request.inputs.size(), 4u);  // the scale, named twice, is sent once
+  EXPECT_EQ(request.fields["weight"]["parts"].size(), 5u);
+  for (const NamedTensor& t : request.inputs) EXPECT_EQ(t.blank, t.name == "weight.qweight") << t.name;
+}
+
+/// A caller that was compiled with a shorter struct: nothing beyond its size is read (SQ-CNV-001).
+TEST(Request, reads_no_field_beyond_the_callers_size) {
+  sq_tensor t = view(nullptr, SQ_F32, {0, 3});
+  auto args = sized<sq_linear_forward_args>();
+  args.y = &t;
+  args.h = &t;
+  args.size = offsetof(sq_linear_forward_args, h);
+  Request request;
+  request.linear_forward(&args);
+  ASSERT_EQ(request.outputs.size(), 1u);
+  EXPECT_EQ(request.outputs[0].name, "y");
+}
+
+TEST(ExchangeFiles, views_travel_as_contiguous_copies) {  // page 95, Strides
+  const std::filesystem::path path = std::filesystem::temp_directory_path() / ("squareq-exchange-" + std::to_string(::getpid()));
+  std::filesystem::remove(path);
+  float data[12];
+  for (int i = 0; i < 12; ++i) data[i] = static_cast<float>(i);
+  sq_tensor transposed = view(data, SQ_F32, {4, 3});  // of [3, 4]
+  transposed.strides[0] = 1;
+  transposed.strides[1] = 4;
+  const sq_tensor scalar = view(data + 5, SQ_F32, std::initializer_list<std::int64_t>{}), none = view(nullptr, SQ_I8, {0, 7});
+  write_inputs(path, {{"t", &transposed}, {"s", &scalar}, {"n", &none}});
+  float back[4 * 5] = {}, one = 0;
+  sq_tensor strided = view(back, SQ_F32, {4, 3});
+  strided.strides[0] = 5;
+  const sq_tensor target = view(&one, SQ_F32, std::initializer_list<std::int64_t>{});
+  read_outputs(path, {{"t", &strided}, {"s", &target}, {"n", &none}});
+  for (int r = 0; r < 4; ++r)
+    for (int c = 0; c < 5; ++c) EXPECT_EQ(back[r * 5 + c], c < 3 ? data[c * 4 + r] : 0.f);
+  EXPECT_EQ(one, 5.f);
+  std::filesystem::remove(path);
+}
+
+std::string answer_fault(std::string_view line) {
+  try {
+    parse_answer(line, 7);
+    return {};
+  } catch (const Fault& fault) {
+    return fault.what();
+  }
+}
+
+TEST(Answer, is_parsed_strictly) {  // SQ-ADP-011
+  EXPECT_EQ(answer_fault(R"({"id":7,"answer":"ok"})"), "");
+  EXPECT_EQ(parse_answer(R"({"id":7,"answer":"ok","result":{"context":3}})", 7).result["context"], 3);
+  EXPECT_EQ(parse_answer(R"({"id":7,"answer":"refused","code":"CALL_SHAPE","message":"m"})", 7).code, Code::CALL_SHAPE);
+  EXPECT_NE(answer_fault(""), "");
+  EXPECT_NE(answer_fault("null"), "");
+  EXPECT_NE(answer_fault(R"([{"id":7,"answer":"ok"}])"), "");
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"ok"} trailing)"), "");
+  EXPECT_NE(answer_fault(R"({"id":7.0,"answer":"ok"})"), "");
+  EXPECT_NE(answer_fault(R"({"id":"7","answer":"ok"})"), "");
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"ok","answer":"ok"})").find("'answer' twice"), std::string::npos);
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"maybe"})").find("'maybe'"), std::string::npos);
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"ok","result":[]})").find("'result' is no object"), std::string::npos);
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"refused","code":"OK","message":"m"})"), "");
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"refused","code":"CALL_SHAPE"})").find("no string 'message'"), std::string::npos);
+  EXPECT_NE(answer_fault("{\"id\":7,\"answer\":\"ok\",\"result\":{\"a\":\"\xC0\xAF\"}}").find("not UTF-8"), std::string::npos);
+  EXPECT_NE(answer_fault(std::string("{\"id\":7,\"answer\":\"ok\"}\0", 23)).find("control byte"), std::string::npos);
+  EXPECT_NE(answer_fault(R"({"id":7,"answer":"ok","result":)" + std::string(100, '[') + std::string(100, ']') + "}").find("too deep"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace squareq::gates::adapter

@@ -1,0 +1,7 @@
+#include "optimized/cuda/kernels/mma_product.cuh"
+
+namespace squareq::cuda {
+
+cudaError_t mma_product_bf16(const WeightProduct& p, int token_tile, cudaStream_t stream) { return launch_mma<__nv_bfloat16>(p, token_tile, stream); }
+
+}  // namespace squareq::cuda

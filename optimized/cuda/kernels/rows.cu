@@ -1,0 +1,329 @@
+// One block per row: activations to int8, gradients to what the weight's product reads, adapters to the activations' dtype.
+#include "optimized/cuda/kernels/finish.cuh"
+#include "optimized/cuda/kernels/rows.hpp"
+
+namespace squareq::cuda {
+namespace {
+
+/// A sum with the error it made, so that the mean of a long row is good to the last bits without double precision.
+struct LongSum {
+  float high = 0, low = 0;
+
+  __device__ void add(float x) {
+    const float sum = __fadd_rn(high, x), back = __fsub_rn(sum, high);
+    low = __fadd_rn(low, __fadd_rn(__fsub_rn(high, __fsub_rn(sum, back)), __fsub_rn(x, back)));
+    high = sum;
+  }
+  __device__ void add(const LongSum& other) {
+    add(other.high);
+    low = __fadd_rn(low, other.low);
+  }
+};
+
+/// The block's sum, in every thread; the order of addition is fixed.
+__device__ LongSum block_sum(LongSum mine) {
+  __shared__ LongSum of_warp[kThreads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    LongSum other;
+    other.high = __shfl_down_sync(kAllLanes, mine.high, offset);
+    other.low = __shfl_down_sync(kAllLanes, mine.low, offset);
+    mine.add(other);
+  }
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = mine;
+  __syncthreads();
+  LongSum total;
+  for (int w = 0; w < kThreads / 32; ++w) total.add(of_warp[w]);
+  __syncthreads();
+  return total;
+}
+
+/// The block's largest magnitude, in every thread; NaN where any is NaN or infinite. As bits, magnitudes are ordered like integers, and what is not
+/// finite lies above all that is.
+__device__ float block_max(unsigned mine) {
+  __shared__ unsigned of_warp[kThreads / 32];
+  mine = __reduce_max_sync(kAllLanes, mine);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = mine;
+  __syncthreads();
+  unsigned all = 0;
+  for (int w = 0; w < kThreads / 32; ++w) all = max(all, of_warp[w]);
+  __syncthreads();
+  return __uint_as_float(all >= 0x7F800000u ? 0x7FFFFFFFu : all);
+}
+
+/// Elements [column, column + 8) of a row, zeros from `columns` on; in 16-byte loads where the address allows them.
+__device__ void load_eight(const Rows& from, std::int64_t row, std::int64_t column, float (&v)[8]) {
+  const std::int64_t at = row * from.row_stride + column;
+  const bool whole = column + 8 <= from.columns;
+  if (whole && from.dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 2 * at) % 16 == 0) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + at);
+    const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (from.dtype == SQ_BF16) {
+        v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+      } else {
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+        v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+      }
+    }
+    return;
+  }
+  if (whole && from.dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 4 * at) % 16 == 0) {
+    const auto* quads = reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + at);
+    const float4 a = quads[0], b = quads[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = column + i < from.columns ? load_any(from.data, from.dtype, at + i) : 0.0f;
+}
+
+__device__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
+
+__device__ float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
+
+/// clamp(round_half_even(x / scale)) with `inverse` = 1 / scale; 0 where the scale is NaN. The product is off the quotient by less than 2^-15, so only
+/// near a tie is the division needed.
+__device__ std::int8_t code(float x, float scale, float inverse) {
+  if (isnan(scale)) return 0;
+  float quotient = __fmul_rn(x, inverse);
+  if (fabsf(quotient - rintf(quotient)) > 0.4999f || !isfinite(inverse)) quotient = __fdiv_rn(x, scale);
+  return static_cast<std::int8_t>(fminf(fmaxf(rintf(quotient), -127.0f), 127.0f));
+}
+
+/// Eight neighbouring elements per thread and turn.
+constexpr int kEight = 8, kTurn = kEight * kThreads;
+
+/// Row m behind its producer, in fp32. Elements from the row's length on are of no meaning.
+struct Produced {
+  const Producer& producer;
+  const Rows& x;
+  std::int64_t row;
+  LongSum mean;
+  float inverse = 1;
+
+  __device__ float centred(float raw) const { return __fsub_rn(__fsub_rn(raw, mean.high), mean.low); }
+
+  /// Mean and standard deviation of a row, where the producer is a LayerNorm. Every thread of the block calls this.
+  __device__ void measure() {
+    if (producer.kind != SQ_PRODUCER_LAYERNORM_MODULATE) return;
+    LongSum sum, squares;
+    float v[kEight];
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      load_eight(x, row, k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) sum.add(v[i]);  // zeros beyond the end add nothing
+    }
+    sum = block_sum(sum);
+    const double exact = (static_cast<double>(sum.high) + sum.low) / static_cast<double>(x.columns);
+    mean.high = static_cast<float>(exact);
+    mean.low = static_cast<float>(exact - mean.high);
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      load_eight(x, row, k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < x.columns) squares.add(__fmul_rn(centred(v[i]), centred(v[i])));
+    }
+    squares = block_sum(squares);
+    const double variance = (static_cast<double>(squares.high) + squares.low) / static_cast<double>(x.columns);
+    inverse = static_cast<float>(1.0 / sqrt(variance + static_cast<double>(producer.epsilon)));
+  }
+
+  __device__ void load(std::int64_t k, float (&v)[kEight]) const {
+    load_eight(x, row, k, v);
+    if (producer.kind == SQ_PRODUCER_GELU_TANH) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) v[i] = activate(SQ_ACT_GELU_TANH, v[i]);
+    } else if (producer.kind == SQ_PRODUCER_LAYERNORM_MODULATE) {
+      float scale[kEight], shift[kEight];
+      load_eight(producer.scale, row / producer.rows_per_group, k, scale);
+      load_eight(producer.shift, row / producer.rows_per_group, k, shift);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) v[i] = __fadd_rn(__fmul_rn(__fmul_rn(centred(v[i]), inverse), __fadd_rn(1.0f, scale[i])), shift[i]);
+    }
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
+  for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
+    Produced produced{producer, x, m, {}};
+    produced.measure();
+    float v[kEight];
+    unsigned largest = 0;
+    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
+      produced.load(k, v);
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < x.columns) largest = max(largest, magnitude(v[i]));
+    }
+    const float s = token_scale(block_max(largest));
+    const float inverse = __frcp_rn(s);
+    if (threadIdx.x == 0) scale[m] = s;
+    for (std::int64_t k = kEight * threadIdx.x; k < padded; k += kTurn) {
+      produced.load(k, v);
+      std::int8_t codes[kEight];
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) codes[i] = k + i < x.columns ? code(v[i], s, inverse) : std::int8_t{0};
+      std::int8_t* to = q + m * q_stride + k;
+      if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
+        memcpy(__builtin_assume_aligned(to, 8), codes, sizeof codes);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kEight; ++i)
+        if (k + i < padded) to[i] = codes[i];
+    }
+  }
+}
+
+__device__ void store_any(void* data, int dtype, std::int64_t index, float value) {
+  switch (dtype) {
+    case SQ_BF16: static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(value); break;
+    case SQ_F16: static_cast<__half*>(data)[index] = from_float<__half>(value); break;
+    default: static_cast<float*>(data)[index] = value;
+  }
+}
+
+/// Where code `n` of a group of 16 lies for a transposed weight: the order in which a transposing load of 16-bit pairs hands bytes to a lane.
+__device__ int permuted_position(int n) { return n % 8 / 2 * 4 + n / 8 * 2 + n % 2; }
+
+/// 2^e with `largest` 2^-e in [2^13, 2^14): small gradients times small scales would fall below the normal numbers of fp16.
+__device__ int exponent_for_half(float largest) { return largest > 0 && isfinite(largest) ? max(-110, min(110, ilogbf(largest) - 13)) : 0; }
+
+/// v[0, 8) at data + index; in 16-byte stores where the address allows them.
+__device__ void store_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight], int count) {
+  const bool whole = count >= kEight;
+  if (whole && dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 4 * index) % 16 == 0) {
+    auto* to = reinterpret_cast<float4*>(static_cast<float*>(data) + index);
+    to[0] = make_float4(v[0], v[1], v[2], v[3]), to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    return;
+  }
+  if (whole && dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 2 * index) % 16 == 0) {
+    auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
+    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]),
+                                        pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
+                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]),
+                                        pack_two<__half>(v[6], v[7]));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kEight; ++i)
+    if (i < count) store_any(data, dtype, index + i, v[i]);
+}
+
+__global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+  const std::int64_t columns = job.dy.columns;
+  const bool two_passes = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);
+  const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
+  for (std::int64_t m = blockIdx.x; m < job.dy.rows; m += gridDim.x) {
+    /// G, and G scale, of eight columns; zeros beyond the last.
+    const auto load = [&](std::int64_t n, float (&g)[kEight], float (&scaled)[kEight]) {
+      float s[kEight];
+      load_eight(job.dy, m, n, g);
+      load_eight(scale, 0, n, s);
+      if (job.activation != SQ_ACT_NONE) {
+        float p[kEight];
+        load_eight(job.preactivation, m, n, p);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) g[i] = __fmul_rn(g[i], activation_derivative(job.activation, p[i]));
+      }
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(g[i], s[i]);
+    };
+    float g[kEight], scaled[kEight], row_scale = 1, factor = 1;
+    if (two_passes) {
+      unsigned bits = 0;
+      for (std::int64_t n = kEight * threadIdx.x; n < columns; n += kTurn) {
+        load(n, g, scaled);
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(scaled[i]));
+      }
+      const float largest = block_max(bits);
+      if (job.scaled_dtype == SQ_I8) {
+        row_scale = token_scale(largest);
+        factor = __frcp_rn(row_scale);
+      } else {
+        row_scale = scalbnf(1.0f, exponent_for_half(largest));
+        factor = scalbnf(1.0f, -exponent_for_half(largest));
+      }
+      if (threadIdx.x == 0) job.row_scale[m] = row_scale;
+    }
+    const std::int64_t end = job.scaled ? job.scaled_stride : columns;
+    for (std::int64_t n = kEight * threadIdx.x; n < end; n += kTurn) {
+      load(n, g, scaled);
+      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, g, static_cast<int>(min(columns - n, std::int64_t{kEight})));
+      if (!job.scaled) continue;
+      const std::int64_t row = m * job.scaled_stride;
+      if (job.scaled_dtype == SQ_I8) {
+        auto* group = static_cast<std::int8_t*>(job.scaled) + row + n / 16 * 16;
+#pragma unroll
+        for (int i = 0; i < kEight; i += 2) {  // neighbours stay neighbours
+          const std::int8_t pair[2] = {code(scaled[i], row_scale, factor), code(scaled[i + 1], row_scale, factor)};
+          memcpy(__builtin_assume_aligned(group + permuted_position(static_cast<int>(n % 16) + i), 2), pair, 2);
+        }
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(scaled[i], factor);
+      store_eight(job.scaled, job.scaled_dtype, row + n, scaled, kEight);
+    }
+  }
+}
+
+/// 32 x 32 elements per block of 32 x 8 threads, through shared memory, so that both sides are read and written along their rows.
+__global__ void round_matrix_kernel(const float* from, std::int64_t stride, bool transposed, std::int64_t rows, std::int64_t columns, void* out, int dtype,
+                                    std::int64_t padded_rows, std::int64_t padded_columns) {
+  __shared__ float tile[32][33];
+  const std::int64_t row_tiles = (padded_rows + 31) / 32;
+  const std::int64_t first_row = blockIdx.x % row_tiles * 32, first_column = blockIdx.x / row_tiles * 32;
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const std::int64_t row = transposed ? first_row + threadIdx.x : first_row + i, column = transposed ? first_column + i : first_column + threadIdx.x;
+    const bool inside = row < rows && column < columns;
+    const float value = inside ? (transposed ? from[column * stride + row] : from[row * stride + column]) : 0.0f;
+    tile[transposed ? threadIdx.x : i][transposed ? i : threadIdx.x] = value;
+  }
+  __syncthreads();
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const std::int64_t row = first_row + i, column = first_column + threadIdx.x;
+    if (row < padded_rows && column < padded_columns) store_any(out, dtype, row * padded_columns + column, tile[i][threadIdx.x]);
+  }
+}
+
+__global__ void copy_matrix_kernel(Rows from, Rows target) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < from.rows * from.columns; i += step) {
+    const std::int64_t row = i / from.columns, column = i % from.columns;
+    store_any(target.data, target.dtype, row * target.row_stride + column, load_any(from.data, from.dtype, row * from.row_stride + column));
+  }
+}
+
+}  // namespace
+
+cudaError_t quantize_tokens(const Rows& x, const Producer& producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale, cudaStream_t stream) {
+  if (x.rows == 0) return cudaSuccess;
+  quantize_tokens_kernel<<<grid_for(x.rows, 1), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
+  return cudaGetLastError();
+}
+
+cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
+  if (job.dy.rows == 0) return cudaSuccess;
+  gradient_rows_kernel<<<grid_for(job.dy.rows, 1), kThreads, 0, stream>>>(job);
+  return cudaGetLastError();
+}
+
+cudaError_t round_matrix(const float* from, std::int64_t stride, bool transposed, std::int64_t rows, std::int64_t columns, void* out, std::int32_t dtype,
+                         std::int64_t padded_rows, std::int64_t padded_columns, cudaStream_t stream) {
+  const std::int64_t tiles = ((padded_rows + 31) / 32) * ((padded_columns + 31) / 32);
+  if (tiles == 0) return cudaSuccess;
+  round_matrix_kernel<<<static_cast<unsigned>(tiles), dim3(32, 8), 0, stream>>>(from, stride, transposed, rows, columns, out, dtype, padded_rows, padded_columns);
+  return cudaGetLastError();
+}
+
+cudaError_t copy_matrix(const Rows& from, const Rows& target, cudaStream_t stream) {
+  if (from.rows * from.columns == 0) return cudaSuccess;
+  copy_matrix_kernel<<<grid_for(from.rows * from.columns, kThreads), kThreads, 0, stream>>>(from, target);
+  return cudaGetLastError();
+}
+
+}  // namespace squareq::cuda

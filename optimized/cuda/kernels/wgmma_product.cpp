@@ -1,0 +1,54 @@
+#include "optimized/cuda/kernels/wgmma_product.hpp"
+
+#include "squareq/contract.h"
+#include "squareq/tensor.hpp"
+
+namespace squareq::cuda {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+/// The driver's function, found at run time: the backend links no driver library, so that it loads where there is none.
+Encode encode_function() {
+  static const Encode function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    return status == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
+  }();
+  return function;
+}
+
+/// A row-major matrix [rows, columns]; boxes reach past its ends, where they read 0.
+bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, std::int64_t columns, std::int64_t rows, std::int64_t row_bytes,
+            int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+  const cuuint64_t dimensions[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)}, strides[] = {static_cast<cuuint64_t>(row_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  return encode_function()(map, type, 2, const_cast<void*>(data), dimensions, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace
+
+cudaError_t wgmma_product(const WeightProduct& p, int token_tile, cudaStream_t stream) {
+  if (!encode_function()) return cudaErrorNotSupported;
+  const int width = static_cast<int>(dtype_bytes(p.dtype)), depth = 128 / width;
+  const CUtensorMapDataType type = p.dtype == SQ_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : p.dtype == SQ_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                       : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  ProductMaps maps{};
+  const CUtensorMapSwizzle weight_swizzle = !p.transposed && width == 2 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
+  const bool encoded =
+      encode(&maps.activations, type, p.activations, p.activation_depth, p.rows, p.activation_stride * width, depth,
+             token_tile / kClusterSize, CU_TENSOR_MAP_SWIZZLE_128B) &&
+      encode(&maps.weight, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.weight, p.transposed ? p.columns : p.depth, p.transposed ? p.depth : p.columns,
+             p.weight_stride, p.transposed ? 128 : depth, p.transposed ? depth : 128, weight_swizzle);
+  if (!encoded) return cudaErrorInvalidValue;
+  switch (p.dtype) {
+    case SQ_BF16: return wgmma_product_bf16(p, maps, token_tile, stream);
+    case SQ_F16: return wgmma_product_f16(p, maps, token_tile, stream);
+    default: return wgmma_product_i8(p, maps, token_tile, stream);
+  }
+}
+
+}  // namespace squareq::cuda

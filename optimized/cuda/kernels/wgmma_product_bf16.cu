@@ -1,0 +1,9 @@
+#include "optimized/cuda/kernels/wgmma_product.cuh"
+
+namespace squareq::cuda {
+
+cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream) {
+  return launch_wgmma<__nv_bfloat16>(p, maps, token_tile, stream);
+}
+
+}  // namespace squareq::cuda

@@ -1,0 +1,40 @@
+// The kernels that can multiply by a weight, one line each, and which of them a call gets. The choice depends on the device's architecture, dtypes
+// and shapes alone: never on addresses, free memory or a budget, so that the same call gives the same bits wherever its tensors lie.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "optimized/cuda/context.hpp"
+
+namespace squareq::cuda {
+
+/// What a product with the weight is like. `rows` are tokens, `columns` the features of the result, `depth` what is summed over.
+struct ProductShape {
+  std::int32_t dtype = SQ_F32;  // of what meets the weight: F32, BF16, F16 or I8
+  std::int64_t rows = 0, columns = 0, depth = 0;
+  std::int64_t weight_row = 0, weight_stride = 0;  // codes in a row of the weight, bytes between rows
+};
+
+enum class Kernel { wgmma, mma, plain };
+
+struct Rejected {
+  std::string kernel;
+  std::string reason;
+};
+
+struct KernelChoice {
+  Kernel kernel = Kernel::plain;
+  int token_tile = 0;
+  std::string name;
+  std::vector<Rejected> rejected;
+};
+
+/// The name itself, where it is empty or in the table. Throws CFG_BACKEND, naming the known ones.
+std::string check_kernel_name(const std::string& name);
+
+/// The first line of the table, from sq_context::first_kernel on, that can serve the call.
+KernelChoice choose_kernel(const sq_context& context, const ProductShape& shape);
+
+}  // namespace squareq::cuda

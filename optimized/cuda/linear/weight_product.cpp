@@ -1,0 +1,82 @@
+#include "optimized/cuda/linear/weight_product.hpp"
+
+#include "squareq/tensor.hpp"
+
+namespace squareq::cuda {
+namespace {
+
+constexpr std::uint64_t kMapAlignment = 16;
+
+bool aligned(const void* data, std::int64_t row_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(row_bytes)) % kMapAlignment == 0 && row_bytes > 0;
+}
+
+std::int64_t aligned_columns(std::int64_t columns) { return (columns + 15) / 16 * 16; }
+
+/// Rows of bytes from one pitch to another.
+void copy_rows(void* to, std::int64_t to_pitch, const void* from, std::int64_t from_pitch, std::int64_t bytes, std::int64_t rows, cudaStream_t stream) {
+  if (from_pitch >= bytes) {
+    check_cuda(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_pitch), from, static_cast<std::size_t>(from_pitch),
+                                 static_cast<std::size_t>(bytes), static_cast<std::size_t>(rows), cudaMemcpyDeviceToDevice, stream),
+               "aligning an operand");
+    return;
+  }
+  for (std::int64_t row = 0; row < rows; ++row)  // rows that overlap or repeat
+    check_cuda(cudaMemcpyAsync(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, static_cast<std::size_t>(bytes),
+                               cudaMemcpyDeviceToDevice, stream), "aligning an operand");
+}
+
+}  // namespace
+
+WeightProductCall::WeightProductCall(const sq_context& context, const Weight& weight, const Matrix& activations, bool transposed)
+    : activations_(activations),
+      weight_(weight),
+      transposed_(transposed),
+      choice_(choose_kernel(context, {activations.dtype, activations.rows, transposed ? weight.in : weight.out, activations.columns, weight.in, weight.stride})),
+      columns_(transposed ? weight.in : weight.out) {}
+
+void WeightProductCall::reserve(Workspace& workspace) {
+  if (!wgmma()) return;
+  const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
+  if (!aligned(activations_.data, activations_.stride * width))
+    workspace.reserve_bytes(&aligned_activations_, activations_.rows * aligned_columns(activations_.columns) * width);
+  if (!aligned(weight_.q, weight_.stride)) workspace.reserve(&aligned_weight_, weight_.out * weight_.stride);
+}
+
+void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
+  const auto rows = static_cast<std::int32_t>(activations_.rows), columns = static_cast<std::int32_t>(columns_),
+             depth = static_cast<std::int32_t>(activations_.columns);
+  if (rows == 0) return;
+  if (choice_.kernel == Kernel::plain) {
+    const Operand left{activations_.data, activations_.dtype, activations_.stride, 1};
+    const Operand right{weight_.q, SQ_I8, transposed_ ? 1 : weight_.stride, transposed_ ? weight_.stride : 1};
+    check_cuda(plain_product(left, right, rows, columns, depth, finish, stream), choice_.name);
+    return;
+  }
+  const bool permuted = transposed_ && activations_.dtype == SQ_I8;  // made by gradient_rows(): rows are whole groups
+  WeightProduct p{activations_.data,
+                  activations_.dtype,
+                  activations_.stride,
+                  weight_.q,
+                  weight_.stride,
+                  transposed_,
+                  rows,
+                  columns,
+                  depth,
+                  permuted ? static_cast<std::int32_t>(activations_.stride) : depth,
+                  finish};
+  const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
+  if (aligned_activations_) {
+    p.activation_stride = aligned_columns(activations_.columns);
+    copy_rows(aligned_activations_, p.activation_stride * width, activations_.data, activations_.stride * width,
+              activations_.columns * width, activations_.rows, stream);
+    p.activations = aligned_activations_;
+  }
+  if (aligned_weight_) {
+    copy_rows(aligned_weight_, weight_.stride, weight_.q, weight_.stride, weight_.in, weight_.out, stream);
+    p.weight = aligned_weight_;
+  }
+  check_cuda(wgmma() ? wgmma_product(p, choice_.token_tile, stream) : mma_product(p, choice_.token_tile, stream), choice_.name);
+}
+
+}  // namespace squareq::cuda

@@ -1,0 +1,33 @@
+// One product with the weight: the kernel that was chosen, and what that kernel needs beside its operands.
+#pragma once
+
+#include "optimized/cuda/kernels/product.hpp"
+#include "optimized/cuda/linear/kernel_table.hpp"
+#include "optimized/cuda/linear/linear_job.hpp"
+#include "optimized/cuda/workspace.hpp"
+
+namespace squareq::cuda {
+
+class WeightProductCall {
+ public:
+  /// `activations` [rows, depth] may get its data later (set_activations); dtype, shape and stride count already. `transposed`: dX.
+  WeightProductCall(const sq_context& context, const Weight& weight, const Matrix& activations, bool transposed);
+
+  const KernelChoice& choice() const { return choice_; }
+  /// Copies for kernels that need aligned operands. They change where an operand lies, never what is computed.
+  void reserve(Workspace& workspace);
+  void set_activations(const void* data) { activations_.data = const_cast<void*>(data); }
+  void run(const Finish& finish, cudaStream_t stream);
+
+ private:
+  bool wgmma() const { return choice_.kernel == Kernel::wgmma; }
+  Matrix activations_;
+  const Weight& weight_;
+  bool transposed_;
+  KernelChoice choice_;
+  std::int64_t columns_;
+  void* aligned_activations_ = nullptr;
+  std::int8_t* aligned_weight_ = nullptr;
+};
+
+}  // namespace squareq::cuda

@@ -1,0 +1,96 @@
+#include "squareq/training/device.hpp"
+
+#include <torch/torch.h>
+
+#include <cstdlib>
+#include <new>
+#include <string>
+
+#ifdef SQUAREQ_TORCH_CUDA
+#include <ATen/Context.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGuard.h>
+#endif
+
+#include "squareq/error.hpp"
+
+namespace squareq::training {
+
+#ifdef SQUAREQ_TORCH_CUDA
+
+namespace {
+
+constexpr std::uint64_t kHostAlignment = 256;
+
+void* allocate(void*, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle stream, const char*) {
+  try {
+    switch (kind) {
+      case SQ_MEM_DEVICE:
+      case SQ_MEM_SCRATCH: {
+        // libtorch's blocks begin at multiples of 512 bytes.
+        const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(0));
+        return alignment <= 512 ? c10::cuda::CUDACachingAllocator::raw_alloc_with_stream(bytes, static_cast<cudaStream_t>(stream)) : nullptr;
+      }
+      case SQ_MEM_HOST_PINNED: {  // not through libtorch's own cache, which rounds to powers of two
+        void* memory = nullptr;
+        const bool good = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) == cudaSuccess;
+        if (!good) static_cast<void>(cudaGetLastError());
+        return good ? memory : nullptr;
+      }
+      case SQ_MEM_HOST: return alignment <= kHostAlignment ? ::operator new(bytes, std::align_val_t{kHostAlignment}, std::nothrow) : nullptr;
+      default: return nullptr;
+    }
+  } catch (const std::exception&) {  // libtorch's out-of-memory error; a C table must not let it through
+    return nullptr;
+  }
+}
+
+void release(void*, void* pointer, std::int32_t kind, std::uint64_t, sq_stream_handle) {
+  switch (kind) {
+    case SQ_MEM_DEVICE:
+    case SQ_MEM_SCRATCH: c10::cuda::CUDACachingAllocator::raw_delete(pointer); break;
+    case SQ_MEM_HOST_PINNED: cudaFreeHost(pointer); break;
+    default: ::operator delete(pointer, std::align_val_t{kHostAlignment});
+  }
+}
+
+}  // namespace
+
+bool torch_has_cuda() { return true; }
+
+void prepare_device(sq_device device) {
+  if (device.kind != SQ_CUDA) return;
+  // cuBLAS repeats itself only with a workspace of its own; libtorch reads this when it makes its first handle.
+  ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+  try {
+    torch::empty({1}, torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(device.index)));
+  } catch (const c10::Error& e) {
+    throw Error(Code::CFG_BACKEND, std::string("libtorch cannot use the GPU: ") + e.what_without_backtrace());
+  }
+  at::Context& context = at::globalContext();
+  context.setDeterministicAlgorithms(true, false);
+  context.setDeterministicFillUninitializedMemory(false);  // every output is written in full; filling it before costs a pass over it
+  context.setSDPUseMemEfficient(false);  // its backward adds with atomics
+  context.setSDPUseCuDNN(false);
+  context.setAllowTF32CuBLAS(false);
+}
+
+const sq_allocator* device_allocator(sq_device device) {
+  static const sq_allocator table{sizeof(sq_allocator), 0, nullptr, allocate, release};
+  return device.kind == SQ_CUDA ? &table : nullptr;
+}
+
+#else
+
+bool torch_has_cuda() { return false; }
+
+void prepare_device(sq_device device) {
+  if (device.kind == SQ_CUDA)
+    throw Error(Code::CFG_BACKEND, "this program was built with a libtorch without CUDA, so it cannot compute beside backend 'cuda': build the preset 'cuda'");
+}
+
+const sq_allocator* device_allocator(sq_device) { return nullptr; }
+
+#endif
+
+}  // namespace squareq::training

@@ -1,0 +1,21 @@
+// Where libtorch and a backend share a GPU: memory from libtorch's caching allocator, and kernels that repeat themselves. The one place that knows
+// libtorch's CUDA interface.
+#pragma once
+
+#include "squareq/contract.h"
+
+namespace squareq::training {
+
+/// Whether this program was built with a libtorch that has CUDA.
+bool torch_has_cuda();
+
+/// Makes libtorch ready for `device` and deterministic on it: attention through kernels with a deterministic backward, fp32 products in fp32.
+/// Throws CFG_BACKEND where this libtorch has no CUDA, or cannot use the GPU. Nothing on the CPU.
+void prepare_device(sq_device device);
+
+/// Memory for a backend's contexts on `device`, so that slots, residents, workspace and libtorch's own tensors come from one pool: SQ_MEM_DEVICE
+/// and SQ_MEM_SCRATCH from libtorch's caching allocator (in the order of the stream they are asked for), SQ_MEM_HOST_PINNED page-locked to the
+/// byte. Null on the CPU: backends allocate there themselves. Lives as long as the program.
+const sq_allocator* device_allocator(sq_device device);
+
+}  // namespace squareq::training
