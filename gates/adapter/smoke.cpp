@@ -97,6 +97,11 @@ class Smoke {
       const Answer a = session_.exchange({{"command", "destroy"}, {"context", destroyed_}}, limit);
       if (a.kind != Answer::Kind::refused || a.code != Code::CALL_STATE) broken(told(a) + ", must refuse with CALL_STATE");
     });
+    rule("SQ-ADP-016", "ignores a request field that it does not know", [&] {
+      const std::uint64_t third = created();
+      const Answer a = session_.exchange({{"command", "destroy"}, {"context", third}, {"of_a_later_version", true}}, limit);
+      if (a.kind != Answer::Kind::ok) broken("destroy: " + told(a));
+    });
     operations();
     rule("SQ-ADP-014", "refuses a wrong call with a code and a message, and lives on", [&] { refusal(); });
     rule("SQ-ADP-020", "destroys the context", [&] {

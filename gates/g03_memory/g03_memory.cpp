@@ -51,7 +51,10 @@ void run_resident_memory(Trial& trial, bool with_backward) {
   Instance& instance = trial.instance();
   // The first call may set up thread pools and code pages; the second one is measured.
   Problem small = large_problem(trial, 64, 0);
-  forward(instance, small);
+  Guarded small_dy("dy", Role::in, SQ_F32, {small.m, small.layer.n});
+  small_dy.fill(0.5);
+  if (with_backward) backward(instance, small, small_dy, nullptr, nullptr);
+  else forward(instance, small);
   // Arming copies the inputs: that memory is taken before measuring starts.
   const DirectWeight direct(p.layer);
   Guarded y("y", Role::out, SQ_F32, {p.m, p.layer.n}), dx("dx", Role::out, SQ_F32, {p.m, p.layer.k});

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <ctime>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -27,7 +26,6 @@ struct Options {
   std::filesystem::path points, equivalent, library, report;
   int sample = 0;  // 0: every point
   int seed = 1;
-  bool daily = false;
   double budget = 0;  // seconds after which no further point is begun; 0: none
   int shard = 0, shards = 1;
   std::vector<int> only;
@@ -60,7 +58,7 @@ std::vector<Judge> make_judges(const Options& options, const Description& descri
       continue;
     }
     std::ofstream(file, std::ios::binary | std::ios::trunc) << std::string(points + 2, '\0');
-    const Verdict v = run_in_child(c, gate_options(options), description);
+    const Verdict v = run_in_child(c, gate_options(options), description, [&] { return Subject::open(gate_options(options)); });
     if (v.status != Status::pass) {
       failures += fmt::format("\n  {} is {}: {}", c.id, name_of(v.status), v.message);
       continue;
@@ -87,7 +85,7 @@ Outcome judge_point(const MutationPoint& point, std::vector<Judge*> judges, cons
   for (Judge* judge : judges) {
     if (!judge->reached[static_cast<std::size_t>(point.id)]) continue;
     ++outcome.tried;
-    outcome.verdict = run_in_child(*judge->gate_case, gate_options(options), description);
+    outcome.verdict = run_in_child(*judge->gate_case, gate_options(options), description, [&] { return Subject::open(gate_options(options)); });
     if (outcome.verdict.status == Status::pass) continue;
     outcome.killer = judge->gate_case;
     break;
@@ -109,7 +107,6 @@ int run(Options options) {
   // A mutated size must end in a failed allocation, not in a machine without memory.
   const rlimit memory{8ull << 30, 8ull << 30};
   ::setrlimit(RLIMIT_AS, &memory);
-  if (options.daily) options.seed = static_cast<int>(std::time(nullptr) / 86400);
   const auto start = std::chrono::steady_clock::now();
   const std::vector<MutationPoint> points = read_points(options.points, options.equivalent);
   const Description description = describe_in_child(gate_options(options));
@@ -164,7 +161,6 @@ int main(int argc, char** argv) {
   app.add_option("--report", options.report, "JSON of every point's result");
   app.add_option("--sample", options.sample, "about this many points instead of all");
   app.add_option("--seed", options.seed, "which sample");
-  app.add_flag("--daily", options.daily, "the day is the seed");
   app.add_option("--budget", options.budget, "begin no further point after this many seconds, and say how many are left");
   app.add_option("--shard", options.shard, "this share of the points");
   app.add_option("--shards", options.shards, "of so many")->check(CLI::PositiveNumber);

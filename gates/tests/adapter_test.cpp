@@ -64,6 +64,37 @@ Outcome call_once(const std::string& mode, Session::Limits limits = {30s, 20s}) 
   return outcome;
 }
 
+TEST(Adapter, no_tensor_file_outlives_its_answer) {  // SQ-ADP-032
+  const auto tensor_files = [] {
+    std::set<std::filesystem::path> found;
+    for (const auto& folder : std::filesystem::directory_iterator(std::filesystem::temp_directory_path())) {
+      if (!folder.path().filename().string().starts_with("squareq-adapter-")) continue;
+      std::error_code gone;  // another run's folder may vanish under us
+      for (std::filesystem::recursive_directory_iterator at(folder, gone), end; !gone && at != end; at.increment(gone))
+        if (at->path().extension() == ".safetensors") found.insert(at->path());
+    }
+    return found;
+  };
+  const std::set<std::filesystem::path> before = tensor_files();
+  Session session(command("sound"), {30s, 20s});
+  session.start();
+  const sq_implementation* table = table_of(session);
+  auto host = sized<sq_host>();
+  host.abi_version = SQ_ABI_VERSION;
+  sq_context* context = nullptr;
+  sq_error e = make_error();
+  ASSERT_EQ(table->create(&host, &context, &e), SQ_OK) << e.message;
+  const Layer layer("layer", 2, 3, 4, false);
+  const DirectWeight direct(layer);
+  Guarded out("out", Role::out, SQ_F32, {2, 3}, 5);
+  auto args = sized<sq_dequantize_args>();
+  args.weight = direct.ref();
+  args.out = out.tensor();
+  ASSERT_EQ(table->linear->dequantize(context, &args, &e), SQ_OK) << e.message;
+  for (const std::filesystem::path& file : tensor_files()) EXPECT_TRUE(before.contains(file)) << file;
+  table->destroy(context);
+}
+
 TEST(Adapter, tensors_travel_both_ways) {  // SQ-ADP-010, SQ-ADP-020, SQ-ADP-030
   const Outcome o = call_once("sound");
   EXPECT_EQ(o.code, Code::OK) << o.message;
@@ -208,7 +239,7 @@ TEST(AdapterRun, what_only_the_process_shows_is_not_judged) {  // SQ-ADP-050
   EXPECT_FALSE(demanded);
 }
 
-TEST(Smoke, tells_a_broken_adapter_from_a_wrong_implementation) {  // SQ-ADP-051
+TEST(Smoke, tells_a_broken_adapter_from_a_wrong_implementation) {  // SQ-ADP-051, SQ-ADP-016, SQ-ADP-021
   const auto smoke = [](const std::string& mode) {
     testing::internal::CaptureStdout();
     const int status = smoke_adapter(command(mode), true);

@@ -151,7 +151,7 @@ TEST(Property, a_crash_or_hang_names_its_example) {
   };
   const Subject subject = Subject::open(options());
   const Description description = subject.describe();
-  const Verdict crash = run_in_child(c, options(), description);
+  const Verdict crash = run_in_child(c, options(), description, [&] { return Subject::open(options()); });
   EXPECT_EQ(crash.status, Status::crash);
   ASSERT_TRUE(crash.example.starts_with("k=")) << crash.message;
   EXPECT_GE(std::stoi(crash.example.substr(2)), 17);
@@ -162,7 +162,7 @@ TEST(Property, a_crash_or_hang_names_its_example) {
       for (draws.integer("k", 1, 300);;) ::usleep(1000);
     });
   };
-  const Verdict hang = run_in_child(c, options(), description);
+  const Verdict hang = run_in_child(c, options(), description, [&] { return Subject::open(options()); });
   EXPECT_EQ(hang.status, Status::timeout);
   EXPECT_EQ(hang.example, "k=1");
 }

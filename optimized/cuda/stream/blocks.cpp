@@ -37,6 +37,26 @@ PartCopy copy_part(const sq_part_desc& p, const BlockCopy& block, const std::str
   return part;
 }
 
+/// The parts that format bp8_v2 has, each of its dtype and shape: what a lease hands out can be computed with.
+void check_parts(const LayerCopy& layer) {
+  if (layer.out_features < 1 || layer.in_features < 1)
+    refuse(Code::CALL_SHAPE, {layer.name, ""}, "out_features is " + std::to_string(layer.out_features) + ", in_features " + std::to_string(layer.in_features) + "; both must be at least 1");
+  std::vector<sq_part> parts;
+  for (const PartCopy& p : layer.parts) parts.push_back({p.name.c_str(), p.tensor});
+  check_part_names(parts.data(), static_cast<std::uint32_t>(parts.size()), layer.name, {"qweight", "scale"}, {"zero_point", "bias"});
+  for (const sq_part& p : parts) {
+    const bool codes = std::string_view(p.name) == "qweight";
+    const Subject self{layer.name, p.name};
+    const std::int32_t dtype = codes ? SQ_I8 : SQ_F32, rank = codes ? 2 : 1;
+    if (p.tensor.dtype != dtype) refuse(Code::CALL_DTYPE, self, "dtype is " + std::string(dtype_name(p.tensor.dtype)) + ", expected " + std::string(dtype_name(dtype)));
+    if (p.tensor.rank != rank) refuse(Code::CALL_SHAPE, self, "rank is " + std::to_string(p.tensor.rank) + ", expected " + std::to_string(rank));
+    if (p.tensor.shape[0] != layer.out_features)
+      refuse(Code::CALL_SHAPE, self, "has " + std::to_string(p.tensor.shape[0]) + " rows, out_features is " + std::to_string(layer.out_features));
+    if (codes && p.tensor.shape[1] < layer.in_features)
+      refuse(Code::CALL_SHAPE, self, "row length is " + std::to_string(p.tensor.shape[1]) + ", in_features is " + std::to_string(layer.in_features));
+  }
+}
+
 LayerCopy copy_layer(const sq_layer_desc& l, const BlockCopy& block, sq_device device) {
   LayerCopy layer;
   layer.name = text_of(l.name, "a layer", block.name);
@@ -46,6 +66,7 @@ LayerCopy copy_layer(const sq_layer_desc& l, const BlockCopy& block, sq_device d
   layer.in_features = l.in_features;
   if (l.part_count > 0 && l.parts == nullptr) refuse(Code::CALL_NULL, {layer.name, "parts"}, "is null, part_count is " + std::to_string(l.part_count));
   for (std::uint32_t i = 0; i < l.part_count; ++i) layer.parts.push_back(copy_part(l.parts[i], block, layer.name, device));
+  check_parts(layer);
   return layer;
 }
 

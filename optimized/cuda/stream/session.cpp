@@ -135,6 +135,7 @@ void StreamSession::wait_for_visit(std::unique_lock<std::mutex>& lock, std::uint
   if (!pass_->trace.first_acquire) pass_->trace.first_acquire = asked = events_->record(stream);
   if (!queued()) {
     if (!asked) asked = events_->record(stream);
+    if (pass_->told.erase(visit)) pass_->failed.erase(visit);  // the load is tried again, now that somebody waits for it
     const std::uint64_t pass = pass_number_;
     const Clock::time_point begin = Clock::now();
     const auto ended = [&] { return closed_ || !pass_ || pass_number_ != pass; };
@@ -143,9 +144,8 @@ void StreamSession::wait_for_visit(std::unique_lock<std::mutex>& lock, std::uint
     stats_.wait_ns += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin).count());
     if (ended()) refuse_state("the pass ended while block " + printable(blocks_[v.block].name) + " was awaited");
     if (const auto failed = pass_->failed.find(visit); failed != pass_->failed.end()) {
-      const Problem problem = failed->second;
-      pass_->failed.erase(failed);  // told once: the next acquire tries again
-      throw Error(problem);
+      pass_->told.insert(visit);
+      throw Error(failed->second);
     }
   } else if (passed(place.loaded)) {
     ++stats_.hits;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -122,7 +123,8 @@ class StreamSession : public std::enable_shared_from_this<StreamSession> {
   struct Pass {
     const ScheduleCopy* schedule = nullptr;
     std::uint32_t cursor = 0;  // visits acquired
-    std::map<std::uint32_t, Problem> failed;  // visit -> why its load failed; told once, by acquire
+    std::map<std::uint32_t, Problem> failed;  // visit -> why its load failed; not tried again before it is acquired again
+    std::set<std::uint32_t> told;             // of these, those that an acquire has answered with
     Clock::time_point begun;
     sq_stream_stats at_begin{};
     sq_step_metrics metrics{};

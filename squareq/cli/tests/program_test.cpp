@@ -83,6 +83,11 @@ TEST_F(Program, ExitStatusesAreThoseOfTheCodesClass) {  // SQ-ERR-002
   EXPECT_EQ(run("build --model " + (folder / "absent").string() + " --out " + folder.string() + " --name n").status, 3);
 }
 
+TEST_F(Program, GatesRefuseFlagsThatContradictEachOther) {  // SQ-ADP-052
+  EXPECT_EQ(run("gates --adapter true --backend cpu").status, 2);
+  EXPECT_EQ(run("gates --smoke").status, 2);
+}
+
 TEST(ExitStatus, FollowsTheClassOfTheCode) {  // SQ-ERR-002
   EXPECT_EQ(exit_status(Code::OK), 0);
   EXPECT_EQ(exit_status(Code::DT_UNVERIFIED), 0);

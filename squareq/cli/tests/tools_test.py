@@ -49,6 +49,7 @@ class Convert(CommandTest):
             self.run_squareq("verify", converted, "--model", FLUX / other)
 
     def test_there_and_back_is_byte_identical(self):
+        """SQ-FMT-100."""
         first = self.build(EMOJI / "transformer", "emoji")
         self.run_squareq("convert", first, "--to", "bfl", "--out", self.path, "--name", "native")
         self.run_squareq("convert", self.path / "native", "--to", "diffusers", "--out", self.path, "--name", "back")
@@ -59,6 +60,7 @@ class Convert(CommandTest):
         self.run_squareq("verify", self.path / "native")
 
     def test_refusals_leave_no_file(self):
+        """Wrong targets, and a source that is not what its companion says (SQ-FMT-106)."""
         slab = self.build(FLUX / "guided", "a")
         before = self.files()
         to = ("--out", self.path, "--name", "b")
@@ -70,6 +72,11 @@ class Convert(CommandTest):
         self.assertEqual(self.codes("convert", slab, "--to", "bfl", status=2), {"CFG_FLAG"})
         self.assertEqual(self.codes("convert", slab, status=2), {"CFG_FLAG"})
         self.assertEqual(self.codes("convert", slab, "--to", "bfl", "--model", FLUX / "guided", *to, status=2), {"CFG_FLAG"})
+        self.assertEqual(self.files(), before)
+        # Of q, k and v, which are one layer in the other scheme, q alone is quantized (SQ-FMT-102).
+        part = self.build(FLUX / "guided", "part", "--include-prefix", "transformer_blocks.0.attn.to_q")
+        before = self.files()
+        self.assertEqual(self.codes("convert", part, "--to", "bfl", *to, status=1), {"MD_LAYER"})
         self.assertEqual(self.files(), before)
         shutil.move(f"{slab}.companion.safetensors", self.path / "aside")
         self.assertEqual(self.codes("convert", slab, "--to", "bfl", *to, status=1), {"MD_ARCH"})
@@ -83,6 +90,7 @@ class Convert(CommandTest):
         self.assertEqual(self.files(), before)
 
     def test_companion_of_a_bare_pair(self):
+        """SQ-FMT-104."""
         slab = self.build(EMOJI / "transformer", "emoji")
         companion = (self.path / "emoji.companion.safetensors").read_bytes()
         self.assertEqual(self.codes("convert", slab, "--add-companion", "--model", EMOJI / "transformer", status=2), {"CFG_VALUE"})
@@ -173,6 +181,7 @@ class Splice(CommandTest):
         self.b = self.build(model, "b")
 
     def test_blocks_come_from_the_other_slab(self):
+        """SQ-FMT-105."""
         answer = self.json_of("splice", self.a, "--from", self.b, "--blocks", "1,3-4,single_transformer_blocks.5", "--out", self.path, "--name", "c")
         blocks = ["transformer_blocks.1", "single_transformer_blocks.0", "single_transformer_blocks.1", "single_transformer_blocks.5"]
         self.assertEqual(answer["blocks"], blocks)

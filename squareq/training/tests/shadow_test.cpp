@@ -90,7 +90,7 @@ std::shared_ptr<Shadow> shadow_of(const std::filesystem::path& dump = {}) {
   return shadow;
 }
 
-TEST(Shadow, OurBackendsStayWithinTheirBoundsAndNoBitChanges) {
+TEST(Shadow, OurBackendsStayWithinTheirBoundsAndNoBitChanges) {  // SQ-NUM-032
   for (const char* backend : {"reference", "cpu"})
     for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16, torch::kFloat16})
       for (std::int32_t activation = SQ_ACT_NONE; activation <= SQ_ACT_SILU; ++activation)
