@@ -107,7 +107,6 @@ int run(Options options) {
   // A mutated size must end in a failed allocation, not in a machine without memory.
   const rlimit memory{8ull << 30, 8ull << 30};
   ::setrlimit(RLIMIT_AS, &memory);
-  const auto start = std::chrono::steady_clock::now();
   const std::vector<MutationPoint> points = read_points(options.points, options.equivalent);
   const Description description = describe_in_child(gate_options(options));
   std::vector<Judge> judges = make_judges(options, description, points.size());
@@ -115,6 +114,7 @@ int run(Options options) {
   for (Judge& j : judges) order.push_back(&j);
   std::sort(order.begin(), order.end(), [](const Judge* a, const Judge* b) { return a->seconds < b->seconds; });
 
+  const auto start = std::chrono::steady_clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   int killed = 0, survived = 0, equivalent = 0, wrong = 0, left = 0;
   nlohmann::json report = nlohmann::json::array();
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
   app.add_option("--report", options.report, "JSON of every point's result");
   app.add_option("--sample", options.sample, "about this many points instead of all");
   app.add_option("--seed", options.seed, "which sample");
-  app.add_option("--budget", options.budget, "begin no further point after this many seconds, and say how many are left");
+  app.add_option("--budget", options.budget, "begin no further point after this many seconds of judging points, and say how many are left");
   app.add_option("--shard", options.shard, "this share of the points");
   app.add_option("--shards", options.shards, "of so many")->check(CLI::PositiveNumber);
   app.add_option("--point", options.only, "these points only");

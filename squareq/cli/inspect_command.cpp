@@ -82,6 +82,9 @@ void inspect_container(const std::filesystem::path& path, bool json) {
 void add_inspect_command(CLI::App& app, const Common& common, int& status) {
   const auto path = std::make_shared<std::filesystem::path>();
   CLI::App* command = app.add_subcommand("inspect", "Show a slab: layers, shapes, bytes by block, its scales, its companion");
+  command->footer("squareq inspect slabs/flux1-dev            every layer, bytes by block, scales as bars, the companion's records\n"
+                  "squareq inspect slabs/flux1-dev --json     the same as one JSON object\n"
+                  "squareq inspect lora.safetensors           the tensors of any safetensors file");
   command->add_option("PATH", *path, "the slab's .safetensors, its manifest, or both names' common stem; or any safetensors file")->required();
   command->callback([path, &common, &status] {
     const SlabPaths paths = SlabPaths::resolve(*path);

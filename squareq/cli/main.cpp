@@ -12,6 +12,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "squareq/cli/blas_kernels.hpp"
 #include "squareq/cli/command.hpp"
@@ -114,11 +115,19 @@ int run(int argc, char** argv) {
   return status;
 }
 
+/// Commands that spend their time in matrix products; the others start at once.
+bool multiplies(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i)
+    for (const std::string_view command : {"train", "sample", "forward", "gates"})
+      if (command == argv[i]) return true;
+  return false;
+}
+
 }  // namespace
 }  // namespace squareq::cli
 
 int main(int argc, char** argv) {
-  squareq::cli::use_fitting_blas_kernels(argv);
+  if (squareq::cli::multiplies(argc, argv)) squareq::cli::use_fitting_blas_kernels(argv);
   std::signal(SIGXFSZ, SIG_IGN);  // a full quota is IO_NO_SPACE with a message, not a death by signal
   std::signal(SIGPIPE, SIG_IGN);  // so is a reader of our output that went away
   return squareq::cli::run(argc, argv);
