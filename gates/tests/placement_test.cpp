@@ -160,8 +160,8 @@ sq_status operate(sq_context* context, const Args* args, sq_error* error) {
   const KernelTime running;
   const sq_status status = ((*inner)->linear->*operation)(context, args, error);
   if constexpr (std::is_same_v<Args, sq_linear_forward_args>) {
-    auto* y = static_cast<std::byte*>(args->y->data);
-    if (misdeeds.write_after_output) y[static_cast<std::size_t>(args->y->shape[0] * args->y->strides[0]) * 4] = std::byte{1};
+    if (status != SQ_OK) return status;
+    if (misdeeds.write_after_output) static_cast<std::byte*>(args->y->data)[static_cast<std::size_t>(args->y->shape[0] * args->y->strides[0]) * 4] = std::byte{1};
     if (misdeeds.write_to_input) static_cast<std::byte*>(args->x->data)[0] ^= std::byte{1};
   }
   return status;
