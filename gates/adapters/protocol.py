@@ -11,7 +11,9 @@ VERSION = 1
 
 
 class Refused(Exception):
-    """A call that must not be answered: a code of the registry (error_codes.inc) and a message that names the thing and both values. `serve` adds the layer's name."""
+    """A call that must not be answered: a code of the registry (error_codes.inc) and a message that names the thing and both values.
+
+    `serve` adds the layer's name."""
 
     def __init__(self, code, message, tensor=None):
         super().__init__(message)

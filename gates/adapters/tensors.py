@@ -108,7 +108,8 @@ class Weight:
         self.codes = q[:, : self.k]
         self.scale = call.get("weight.scale", ["F32"], [self.n], "CALL_PART")
         zero = call.get("weight.zero_point", ["F32"], [self.n])
-        need(zero is None or not zero.any(), "DT_ZP_NONZERO", "zero_point", f"is {zero}, must be 0")
+        if zero is not None and zero.any():
+            raise Refused("DT_ZP_NONZERO", f"zero_point is {zero[zero != 0][0].item()}, must be 0", "zero_point")
         self.bias = call.get("weight.bias", ["F32"], [self.n])
 
 
