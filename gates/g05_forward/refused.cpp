@@ -621,7 +621,7 @@ void add_refused(Cases& cases) {
   cases.push_back({5, "dequantize.borders", Kind::vector, {"SQ-QNT-014", "SQ-LIN-046"}, {"linear", "operation:dequantize"}, "the last row refused, or the one after it read", run_dequantize_borders});
   cases.push_back({5, "weight.borders", Kind::vector, {"SQ-LIN-044", "SQ-LIN-048", "SQ-LIN-041", "SQ-LIN-043", "SQ-QNT-015"}, {"linear", "operation:dequantize"}, "a zero_point looked for in some rows only", run_weight_borders});
   cases.push_back({15, "guard.rank_borders", Kind::vector, {"SQ-LIN-030", "SQ-LIN-046"}, {"linear", "operation:numeric_guard"}, "a rank past the struct's end read as a shape; strides ignored", run_guard_borders});
-  cases.push_back({5, "linear.create", Kind::vector, {"SQ-CNV-002", "SQ-CNV-007", "SQ-ERR-007", "SQ-ERR-009"}, {"linear"}, "another contract version, a device that is not there, half an allocator accepted", run_create});
+  cases.push_back({5, "linear.create", Kind::vector, {"SQ-CNV-002", "SQ-CNV-007", "SQ-ERR-007", "SQ-ERR-009"}, {"linear", "in_process"}, "another contract version, a device that is not there, half an allocator accepted", run_create});
   cases.push_back({5, "linear.own_allocation", Kind::vector, {"SQ-CNV-007", "SQ-LIN-001"}, {"linear", "lora", "operation:linear_forward"}, "an implementation that works only with the host's allocator", run_own_allocation});
   cases.push_back({5, "linear.explain", Kind::vector, {"SQ-LIN-031", "SQ-LIN-032", "SQ-ERR-008"}, {"linear", "lora", "operation:quantize", "operation:dequantize", "operation:linear_forward", "operation:linear_backward", "operation:quantize_activation", "operation:numeric_guard", "dtype:bf16"},
                    "an explanation that computes, or accepts what the operation refuses", run_explain});
