@@ -46,6 +46,11 @@ function(squareq_measured target)
   endif()
 endfunction()
 
+# squareq_glue(TARGET): code that only calls libraries which do the work. -O1 compiles it in two thirds of the time and runs as fast.
+function(squareq_glue target)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+endfunction()
+
 # squareq_library(NAME sources...): a static library of ours, with our flags; found by includes as "squareq/slab/...".
 function(squareq_library name)
   add_library(${name} STATIC ${ARGN})
