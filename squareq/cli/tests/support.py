@@ -43,8 +43,9 @@ def floats(*values):
 
 
 def build_slab(model, folder, name, *more):
-    """squareq build, for what all tests of a class share."""
+    """squareq build, for what all tests of a class share; the slab's stem."""
     subprocess.run([PROGRAM, "build", "--model", model, "--out", folder, "--name", name, "--quiet", *more], check=True, stdout=subprocess.DEVNULL)
+    return pathlib.Path(folder) / name
 
 
 class CommandTest(unittest.TestCase):
