@@ -13,8 +13,12 @@ namespace {
 
 using nlohmann::ordered_json;
 
-[[noreturn]] void refuse(Code code, const std::string& tensor, const std::string& text) {
-  throw Refusal{code, "'" + tensor + "' " + text + " (refused by the suite: this cannot travel to an adapter)", {}, tensor};
+struct Name {
+  const std::string &layer, &tensor;
+};
+
+[[noreturn]] void refuse(Code code, const Name& name, const std::string& text) {
+  throw Refusal{code, "'" + name.tensor + "' " + text + " (refused by the suite: this cannot travel to an adapter)", name.layer, name.tensor};
 }
 
 ordered_json text_or_null(const char* text) { return text ? ordered_json(text) : ordered_json(nullptr); }
@@ -47,7 +51,7 @@ T read_struct(const T* given) {
 enum class Access { read, read_any_stride, write };
 
 /// What a contiguous copy hides from the adapter must be right before the copy is made.
-void check(const std::string& name, const sq_tensor& t, Access access) {
+void check(const Name& name, const sq_tensor& t, Access access) {
   if (t.rank < 0 || t.rank > SQ_MAX_RANK) refuse(Code::CALL_SHAPE, name, "has rank " + std::to_string(t.rank));
   if (t.dtype < SQ_F32 || t.dtype > SQ_I64) refuse(Code::CALL_DTYPE, name, "has the unknown dtype " + std::to_string(t.dtype));
   std::int64_t count = 1;
@@ -61,20 +65,26 @@ void check(const std::string& name, const sq_tensor& t, Access access) {
   if (reinterpret_cast<std::uintptr_t>(t.data) % dtype_bytes(t.dtype)) refuse(Code::CALL_ALIGN, name, "lies at an address that is no multiple of " + std::to_string(dtype_bytes(t.dtype)));
   if (access == Access::read_any_stride || t.rank == 0) return;
   if (t.shape[t.rank - 1] > 1 && t.strides[t.rank - 1] != 1) refuse(Code::CALL_SHAPE, name, "has a last dimension with stride " + std::to_string(t.strides[t.rank - 1]) + ", must be 1");
-  if (access == Access::write && t.rank == 2 && t.shape[0] > 1 && std::abs(t.strides[0]) < t.shape[1]) refuse(Code::CALL_SHAPE, name, "has rows that overlap");
+  if (access == Access::write && t.rank == 2 && t.shape[0] > 1 && std::abs(t.strides[0]) < t.shape[1]) refuse(Code::CALL_SHAPE, name, "has rows of " + std::to_string(t.shape[1]) + " elements with stride " + std::to_string(t.strides[0]) + ": they overlap");
+}
+
+void once(const Name& name, const std::vector<NamedTensor>& given) {
+  if (std::any_of(given.begin(), given.end(), [&](const NamedTensor& t) { return t.name == name.tensor; })) refuse(Code::CALL_VALUE, name, "is given twice");
 }
 
 }  // namespace
 
 void Request::input(const std::string& name, const sq_tensor* tensor) {
   if (!tensor) return;
-  check(name, *tensor, Access::read);
+  once({layer, name}, inputs);
+  check({layer, name}, *tensor, Access::read);
   inputs.push_back({name, tensor});
 }
 
 void Request::output(const std::string& name, const sq_tensor* tensor) {
   if (!tensor) return;
-  check(name, *tensor, Access::write);
+  once({layer, name}, outputs);
+  check({layer, name}, *tensor, Access::write);
   outputs.push_back({name, tensor});
 }
 
@@ -86,6 +96,7 @@ void Request::weight(const sq_weight_ref* given) {
     return;
   }
   const auto w = read_struct(ref.weight);
+  layer = w.name ? w.name : "";
   ordered_json parts = ordered_json::array();
   for (std::uint32_t i = 0; i < w.part_count; ++i) {
     const sq_part& part = w.parts[i];
@@ -114,6 +125,7 @@ void Request::quantize(const sq_quantize_args* given) {
   const sq_quantize_args args = read_struct(given);
   fields["format"] = text_or_null(args.format);
   fields["name"] = text_or_null(args.name);
+  layer = args.name ? args.name : "";
   fields["pack_k"] = args.pack_k;
   input("w", args.w);
   for (std::uint32_t i = 0; i < args.out_count; ++i) output(args.out[i].name ? args.out[i].name : "", &args.out[i].tensor);
@@ -147,7 +159,7 @@ void Request::linear_backward(const sq_linear_backward_args* given) {
   const sq_linear_backward_args args = read_struct(given);
   fields["activation"] = activation_name(args.activation);
   fields["compute"] = compute_name(args.compute);
-  fields["accumulate"] = args.accumulate != 0;
+  fields["accumulate"] = args.accumulate > 1 ? ordered_json("#" + std::to_string(args.accumulate)) : ordered_json(args.accumulate == 1);
   weight(args.weight);
   input("dy", args.dy);
   input("preactivation", args.preactivation);
@@ -179,7 +191,7 @@ void Request::quantize_activation(const sq_quantize_activation_args* given) {
 void Request::numeric_guard(const sq_numeric_guard_args* given) {
   const sq_numeric_guard_args args = read_struct(given);
   if (args.x) {
-    check("x", *args.x, Access::read_any_stride);
+    check({layer, "x"}, *args.x, Access::read_any_stride);
     inputs.push_back({"x", args.x});
   }
   accumulator("counts", args.counts);

@@ -13,8 +13,10 @@ namespace squareq::gates::adapter {
 struct Request {
   nlohmann::ordered_json fields = nlohmann::ordered_json::object();
   std::vector<NamedTensor> inputs, outputs;
+  std::string layer{};  ///< the name of the layer that the call is about, for the host's own refusals
 
-  /// Null pointers are left out: the adapter judges whether it needs the tensor.
+  /// Null pointers are left out: the adapter judges whether it needs the tensor. Throws Refusal where the copy would hide a fault, and where
+  /// the name was given before (CALL_VALUE): a file holds each once.
   void input(const std::string& name, const sq_tensor* tensor);
   void output(const std::string& name, const sq_tensor* tensor);
   /// Travels both ways.

@@ -28,12 +28,15 @@ Bound bound;
 
 sq_status fill(sq_error* error, Code code, const std::string& message, const std::string& layer = {}, const std::string& tensor = {}) {
   if (error) {
-    const auto copy = [](char* to, std::size_t room, const std::string& text) { to[text.copy(to, room - 1)] = '\0'; };
+    // A caller of an older contract has a shorter record: a field that it lacks is not written.
+    const auto copy = [&](char* to, std::size_t room, const std::string& text) {
+      if (to + room <= reinterpret_cast<char*>(error) + error->size) to[text.copy(to, room - 1)] = '\0';
+    };
     error->code = static_cast<sq_status>(code);
     copy(error->message, sizeof error->message, message);
     copy(error->layer, sizeof error->layer, layer);
     copy(error->tensor, sizeof error->tensor, tensor);
-    error->file[0] = '\0';
+    copy(error->file, sizeof error->file, {});
   }
   return static_cast<sq_status>(code);
 }
@@ -56,8 +59,8 @@ sq_status guarded_call(sq_error* error, F&& work) {
 }
 
 json send(const char* command, sq_context* context, Request request) {
-  ordered_json line = {{"command", command}};
-  if (context) line["context"] = remote(context).id;
+  if (!context) throw Refusal{Code::CALL_NULL, "context is null", request.layer, {}};
+  ordered_json line = {{"command", command}, {"context", remote(context).id}};
   line.update(request.fields);
   return bound.session->call(std::move(line), request.inputs, request.outputs);
 }
@@ -109,6 +112,7 @@ void write(sq_text_sink sink, void* user, const json& object) {
 
 sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_text_sink sink, void* user, sq_error* error) {
   return guarded_call(error, [&] {
+    if (!sink) throw Refusal{Code::CALL_NULL, "the sink of explain is null", {}, {}};
     Request request;
     request.operation(op, args);
     // Nothing is computed, so nothing comes back; what would be asked for still travels, because explain refuses what the call would refuse.
@@ -183,9 +187,11 @@ sq_status create(const sq_host* host, sq_context** context, sq_error* error) {
   return guarded_call(error, [&] {
     if (!host || !context) throw Refusal{Code::CALL_NULL, "host or context is null", {}, {}};
     if (host->abi_version != SQ_ABI_VERSION) throw Refusal{Code::CALL_VERSION, "contract version " + std::to_string(host->abi_version) + ", this program's is " + std::to_string(SQ_ABI_VERSION), {}, {}};
-    if (host->device.kind != SQ_CPU) throw Refusal{Code::CALL_DEVICE, "tensors of an adapter's calls lie on the CPU", {}, {}};
-    Request request{{{"threads", host->threads}, {"deterministic", host->deterministic != 0}}, {}, {}};
-    const std::uint64_t id = whole_number(send("create", nullptr, std::move(request)), "create", "context");
+    if (host->device.kind != SQ_CPU || host->device.index != 0)
+      throw Refusal{Code::CALL_DEVICE, "the device is of kind " + std::to_string(host->device.kind) + ", index " + std::to_string(host->device.index) + "; tensors of an adapter's calls lie on the CPU, kind 0, index 0", {}, {}};
+    if (host->allocator && (!host->allocator->allocate || !host->allocator->release)) throw Refusal{Code::CALL_NULL, "the allocator lacks allocate or release", {}, {}};
+    ordered_json line = {{"command", "create"}, {"threads", host->threads}, {"deterministic", host->deterministic != 0}};
+    const std::uint64_t id = whole_number(bound.session->call(std::move(line), {}, {}), "create", "context");
     *context = reinterpret_cast<sq_context*>(new Remote{id});
     bound.session->context_opened();
   });

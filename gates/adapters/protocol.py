@@ -11,11 +11,19 @@ VERSION = 1
 
 
 class Refused(Exception):
-    """A call that must not be answered: a code of the registry (error_codes.inc) and a message that names the thing and both values."""
+    """A call that must not be answered: a code of the registry (error_codes.inc) and a message that names the thing and both values.
+
+    `serve` adds the layer's name."""
 
     def __init__(self, code, message, tensor=None):
         super().__init__(message)
         self.answer = {"answer": "refused", "code": code, "message": message, **({"tensor": tensor} if tensor else {})}
+
+
+def layer_of(request):
+    """The layer that a call is about, as an answer carries it: every refusal names it (SQ-ERR-007)."""
+    name = request.get("weight", {} if "module" in request else request).get("name")
+    return {"layer": name} if name else {}
 
 
 def serve(describe, commands):
@@ -46,7 +54,7 @@ def serve(describe, commands):
             else:
                 answer["result"] = commands[command](request) or {}
         except Refused as refused:
-            answer = refused.answer
+            answer = {**refused.answer, **layer_of(request)}
         print(json.dumps({"id": request["id"], **answer}), file=out, flush=True)
         if command == "stop":
             return

@@ -73,7 +73,7 @@ void run_create(Trial& trial) {
 }  // namespace
 
 void add_create(Cases& cases) {
-  cases.push_back({5, "linear.create", Kind::vector, {"SQ-CNV-002", "SQ-CNV-007", "SQ-ERR-007", "SQ-ERR-009"}, {"linear"}, "another contract version, a device that is not there, half an allocator accepted", run_create});
+  cases.push_back({5, "linear.create", Kind::vector, {"SQ-CNV-002", "SQ-CNV-007", "SQ-ERR-007", "SQ-ERR-009"}, {"linear", "in_process"}, "another contract version, a device that is not there, half an allocator accepted", run_create});
   cases.push_back({5, "linear.own_allocation", Kind::vector, {"SQ-CNV-007", "SQ-LIN-001"}, {"linear", "lora", "operation:linear_forward"}, "an implementation that works only with the host's allocator", run_own_allocation});
 }
 

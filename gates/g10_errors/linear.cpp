@@ -72,6 +72,12 @@ struct Fault {
   const char* requirement;
   std::vector<std::string_view> names;  // beside the layer's name
   void (*plant)(Call&);
+
+  /// An address, a stride, a device or a size below 0 belongs to a view in this process: a copy that travels does not have it (SQ-ADP-050).
+  bool of_view() const {
+    const std::string_view s = slug;
+    return std::string_view(requirement) == "SQ-LIN-042" || codes.front() == Code::CALL_DEVICE || codes.front() == Code::CALL_ALIGN || s == "x_no_data" || s == "negative_dimension";
+  }
 };
 
 const std::vector<Fault>& faults() {
@@ -173,9 +179,12 @@ void run_fault(Trial& trial, const Fault& fault) {
 }  // namespace
 
 void add_linear(Cases& cases) {
-  for (const Fault& fault : faults())
-    cases.push_back({10, std::string("errors.") + (fault.in_backward ? "backward." : "forward.") + fault.slug, Kind::vector, {fault.requirement, "SQ-ERR-007", "SQ-LIN-046", "SQ-CNV-003"},
-                     {"linear", "lora", "operation:linear_forward", "operation:linear_backward"}, "a wrong argument accepted, refused under another code, or without both values", [&fault](Trial& t) { run_fault(t, fault); }});
+  for (const Fault& fault : faults()) {
+    std::vector<std::string> needs = {"linear", "lora", "operation:linear_forward", "operation:linear_backward"};
+    if (fault.of_view()) needs.push_back("in_process");
+    cases.push_back({10, std::string("errors.") + (fault.in_backward ? "backward." : "forward.") + fault.slug, Kind::vector, {fault.requirement, "SQ-ERR-007", "SQ-LIN-046", "SQ-CNV-003"}, needs,
+                     "a wrong argument accepted, refused under another code, or without both values", [&fault](Trial& t) { run_fault(t, fault); }});
+  }
 }
 
 }  // namespace squareq::gates::g10

@@ -132,9 +132,12 @@ void run_quantize_activation(Trial& trial) {
 }  // namespace
 
 void add_operations(Cases& cases) {
-  for (const QuantizeFault& fault : quantize_faults())
-    cases.push_back({10, std::string("errors.quantize.") + fault.slug, Kind::vector, {fault.requirement, "SQ-QNT-009", "SQ-ERR-007"}, {"linear", "operation:quantize"}, "a refusal that has written half a weight, or does not say where",
+  for (const QuantizeFault& fault : quantize_faults()) {
+    std::vector<std::string> needs = {"linear", "operation:quantize"};
+    if (std::string_view(fault.requirement) == "SQ-LIN-042") needs.push_back("in_process");  // a stride does not travel (SQ-ADP-050)
+    cases.push_back({10, std::string("errors.quantize.") + fault.slug, Kind::vector, {fault.requirement, "SQ-QNT-009", "SQ-ERR-007"}, needs, "a refusal that has written half a weight, or does not say where",
                      [&fault](Trial& t) { run_quantize(t, fault); }});
+  }
   cases.push_back({10, "errors.dequantize", Kind::vector, {"SQ-QNT-014", "SQ-QNT-015", "SQ-ERR-007"}, {"linear", "operation:dequantize"}, "rows read past the weight", run_dequantize});
   cases.push_back({10, "errors.quantize_activation", Kind::vector, {"SQ-LIN-040", "SQ-LIN-041", "SQ-LIN-045", "SQ-LIN-046"}, {"linear", "operation:quantize_activation"}, "a producer guessed, a group broadcast", run_quantize_activation});
 }

@@ -168,9 +168,9 @@ void add_structs(Cases& cases) {
   const std::vector<std::string> both = {"linear", "operation:linear_forward", "operation:linear_backward"};
   cases.push_back({10, "errors.older_arguments", Kind::vector, {"SQ-CNV-001"}, both, "a field read past the end of the caller's struct", run_older_arguments});
   cases.push_back({10, "errors.older_records", Kind::vector, {"SQ-CNV-001", "SQ-CNV-005"}, {"stream"}, "a record written past its end", run_older_records});
-  cases.push_back({10, "errors.error_records", Kind::vector, {"SQ-CNV-001", "SQ-ERR-007"}, {"linear", "operation:linear_forward"}, "an error text that overflows its field", run_error_records});
-  cases.push_back({10, "errors.contract_version", Kind::vector, {"SQ-CNV-002"}, {"linear"}, "a host of another contract served by luck", run_version});
-  cases.push_back({10, "errors.nulls", Kind::vector, {"SQ-LIN-043", "SQ-CNV-003"}, {"linear", "operation:linear_forward", "operation:linear_backward", "operation:quantize", "operation:dequantize"}, "a null followed", run_nulls});
+  cases.push_back({10, "errors.error_records", Kind::vector, {"SQ-CNV-001", "SQ-ERR-007"}, {"linear", "operation:linear_forward", "in_process"}, "an error text that overflows its field", run_error_records});
+  cases.push_back({10, "errors.contract_version", Kind::vector, {"SQ-CNV-002"}, {"linear", "in_process"}, "a host of another contract served by luck", run_version});
+  cases.push_back({10, "errors.nulls", Kind::vector, {"SQ-LIN-043", "SQ-CNV-003"}, {"linear", "operation:linear_forward", "operation:linear_backward", "operation:quantize", "operation:dequantize", "in_process"}, "a null followed", run_nulls});
   cases.push_back({10, "errors.stream_nulls_and_states", Kind::vector, {"SQ-STR-044", "SQ-STR-043", "SQ-CNV-003"}, {"stream"}, "a null followed, a state not kept", run_stream_nulls});
 }
 

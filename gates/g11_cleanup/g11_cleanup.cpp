@@ -267,7 +267,7 @@ void run_contexts(Trial& trial) {
 }  // namespace
 
 void add_g11_cleanup(Cases& cases) {
-  cases.push_back({11, "cleanup.exports", Kind::vector, {"SQ-CNV-009"}, {"linear"}, "symbols that meet those of another backend in one process", run_exports});
+  cases.push_back({11, "cleanup.exports", Kind::vector, {"SQ-CNV-009"}, {"linear", "in_process"}, "symbols that meet those of another backend in one process", run_exports});
   cases.push_back({11, "cleanup.describe", Kind::vector, {"SQ-CNV-008", "SQ-NUM-005"}, {"linear"}, "a group described and absent, a word of its own", run_describe});
   cases.push_back({11, "cleanup.offers", Kind::vector, {"SQ-NUM-005", "SQ-CNV-008", "SQ-LIN-044"}, {"linear", "operation:linear_forward"}, "a class or dtype computed that is not described, or the reverse", run_offers});
   cases.push_back({11, "cleanup.integer_sums", Kind::vector, {"SQ-NUM-002", "SQ-NUM-012"}, {"linear", "operation:linear_forward", "operation:quantize_activation"}, "int8 products summed in fp32, floats in fp16", run_integer_sums});

@@ -101,6 +101,40 @@ TEST(Adapter, tensors_travel_both_ways) {  // SQ-ADP-010, SQ-ADP-020, SQ-ADP-030
   EXPECT_EQ(o.values, (std::vector<double>{-1, -0.5, 0, 0.5, 1, 1.5}));
 }
 
+/// What the host answers itself, because no request carries it: each under its code, and the process never hears of it (page 95, Strides).
+TEST(Adapter, wrong_hosts_contexts_and_sinks_are_refused_by_the_host) {
+  Session session(command("sound"), {30s, 20s});
+  session.start();
+  const sq_implementation* table = table_of(session);
+  sq_error e = make_error();
+  sq_context* context = nullptr;
+  const auto created = [&](const auto& change) {
+    auto host = sized<sq_host>();
+    host.abi_version = SQ_ABI_VERSION;
+    change(host);
+    return static_cast<Code>(table->create(&host, &context, &e));
+  };
+  sq_allocator half = sized<sq_allocator>();
+  half.allocate = [](void*, std::int32_t, std::uint64_t, std::uint64_t, sq_stream_handle, const char*) -> void* { return nullptr; };
+  EXPECT_EQ(created([](sq_host& h) { h.abi_version = SQ_ABI_VERSION + 1; }), Code::CALL_VERSION);
+  EXPECT_EQ(created([](sq_host& h) { h.device.kind = SQ_CUDA; }), Code::CALL_DEVICE);
+  EXPECT_EQ(created([](sq_host& h) { h.device.index = 99; }), Code::CALL_DEVICE);
+  EXPECT_NE(std::string(e.message).find("index 99"), std::string::npos) << e.message;
+  EXPECT_EQ(created([&](sq_host& h) { h.allocator = &half; }), Code::CALL_NULL);
+  EXPECT_EQ(context, nullptr);
+  const auto args = sized<sq_dequantize_args>();
+  EXPECT_EQ(table->linear->dequantize(nullptr, &args, &e), SQ_CALL_NULL);
+  ASSERT_EQ(created([](sq_host&) {}), Code::OK) << e.message;
+  EXPECT_EQ(table->linear->dequantize(context, nullptr, &e), SQ_CALL_NULL);
+  // An error record of an older contract ends before `layer`.
+  std::memset(&e, 0x5A, sizeof e);
+  e.size = offsetof(sq_error, layer);
+  EXPECT_EQ(table->linear->dequantize(context, nullptr, &e), SQ_CALL_NULL);
+  EXPECT_NE(std::memchr(e.message, 0, sizeof e.message), nullptr);
+  for (const char* c = e.layer; c != reinterpret_cast<const char*>(&e + 1); ++c) ASSERT_EQ(*c, 0x5A) << "byte " << c - reinterpret_cast<const char*>(&e) << " was written";
+  table->destroy(context);
+}
+
 struct Misbehaviour {
   const char* mode;
   Status status;
@@ -311,6 +345,58 @@ TEST(Request, a_part_that_cannot_be_right_travels_blank) {
   ASSERT_EQ(request.inputs.size(), 4u);  // the scale, named twice, is sent once
   EXPECT_EQ(request.fields["weight"]["parts"].size(), 5u);
   for (const NamedTensor& t : request.inputs) EXPECT_EQ(t.blank, t.name == "weight.qweight") << t.name;
+}
+
+Refusal refusal_of(const auto& build) {
+  try {
+    Request request;
+    build(request);
+  } catch (const Refusal& r) {
+    return r;
+  }
+  return {Code::OK, {}, {}, {}};
+}
+
+/// The host's own refusals name the layer as an implementation's must (SQ-ERR-007); a file holds each tensor once.
+TEST(Request, refusals_name_the_layer) {
+  Layer layer("blocks.0.fc", 2, 3, 4, true);
+  DirectWeight direct(layer);
+  std::vector<float> data(64, 1.f);
+  sq_tensor out = view(data.data(), SQ_F32, {2, 3});
+  out.strides[0] = 2;
+  auto args = sized<sq_dequantize_args>();
+  args.weight = direct.ref();
+  args.out = &out;
+  const Refusal overlap = refusal_of([&](Request& r) { r.dequantize(&args); });
+  EXPECT_EQ(overlap.code, Code::CALL_SHAPE);
+  EXPECT_EQ(overlap.layer, "blocks.0.fc");
+  EXPECT_EQ(overlap.tensor, "out");
+  EXPECT_NE(overlap.message.find("rows of 3 elements with stride 2"), std::string::npos) << overlap.message;
+  const sq_tensor w = view(data.data(), SQ_F32, {2, 3}), scale = view(data.data(), SQ_F32, {2});
+  const sq_part parts[] = {{"scale", scale}, {"scale", scale}};
+  auto quantize = sized<sq_quantize_args>();
+  quantize.name = "blocks.1.fc";
+  quantize.w = &w;
+  quantize.out = parts;
+  quantize.out_count = 2;
+  const Refusal twice = refusal_of([&](Request& r) { r.quantize(&quantize); });
+  EXPECT_EQ(twice.code, Code::CALL_VALUE);
+  EXPECT_EQ(twice.layer, "blocks.1.fc");
+  EXPECT_EQ(twice.tensor, "scale");
+}
+
+/// accumulate travels as a truth value, a number that is none as text, so that the adapter can refuse it.
+TEST(Request, forwards_an_accumulate_that_is_no_truth_value) {
+  auto args = sized<sq_linear_backward_args>();
+  const auto sent = [&](std::uint32_t accumulate) {
+    args.accumulate = accumulate;
+    Request request;
+    request.linear_backward(&args);
+    return request.fields["accumulate"];
+  };
+  EXPECT_EQ(sent(0), false);
+  EXPECT_EQ(sent(1), true);
+  EXPECT_EQ(sent(2), "#2");
 }
 
 /// A caller that was compiled with a shorter struct: nothing beyond its size is read (SQ-CNV-001).

@@ -76,6 +76,7 @@ void check_part_names(const sq_part* parts, std::uint32_t count, const std::stri
 }
 
 void check_format(const char* format, const std::string& layer) {
+  if (!format) refuse(Code::CALL_NULL, {layer, ""}, "format is null, cuda knows 'bp8_v2'");
   if (std::string_view(format) != "bp8_v2") refuse(Code::CALL_UNSUPPORTED, {layer, ""}, "format is '" + printable(format) + "', cuda knows 'bp8_v2'");
 }
 

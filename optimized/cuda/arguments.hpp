@@ -47,7 +47,7 @@ const sq_tensor& check_tensor(const sq_context& context, const sq_tensor* tensor
 void check_part_names(const sq_part* parts, std::uint32_t count, const std::string& layer, std::initializer_list<std::string_view> required,
                       std::initializer_list<std::string_view> optional, std::string_view format = "bp8_v2");
 
-/// Throws CALL_UNSUPPORTED, naming both, unless `format` is "bp8_v2".
+/// Throws CALL_NULL where `format` is null, CALL_UNSUPPORTED, naming both, where it is not "bp8_v2".
 void check_format(const char* format, const std::string& layer);
 
 }  // namespace squareq::cuda

@@ -9,7 +9,7 @@ namespace squareq::cuda {
 namespace {
 
 Weight resolve_parts(const sq_context& context, const sq_weight& weight) {
-  if (!weight.format || !weight.name) throw Error(Code::CALL_NULL, "sq_weight: format and name are both required");
+  if (!weight.name) throw Error(Code::CALL_NULL, "sq_weight.name is null, it is required");
   Weight result;
   result.name = weight.name;
   result.out = weight.out_features;

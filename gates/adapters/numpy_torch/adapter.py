@@ -4,6 +4,7 @@ start a new one from.
   squareq gates --adapter "python gates/adapters/numpy_torch/adapter.py"
 
 Formulas: spec/30-quantization.md, 40-linear.md, 50-lora.md. W [N, K] = qweight * scale, X [M, K], Y [M, N], A^T [r, K], B^T [N, r].
+An operation checks everything, says so (`call.checked`, where `explain` ends), and only then computes.
 """
 import math
 import pathlib
@@ -14,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from protocol import Refused, serve  # noqa: E402
-from tensors import ACTIVATIONS, DTYPES, FLOATS, Call, Weight, activation_of, need  # noqa: E402
+from tensors import ACTIVATIONS, FLOATS, NAMES, Call, Weight, activation_of, check_names, explain_of, need  # noqa: E402
 
 torch.set_num_threads(1)  # the suite's layers are small, and one thread adds in one order
 
@@ -27,15 +28,18 @@ def values(w):
 class Lora:
     """A [K, r] and B [r, N] rounded to the activations' dtype; with 16-bit activations H and D are rounded too."""
 
-    def __init__(self, call, weight, x, dtype):
-        self.c, self.dtype = float(call.request["lora"]["scaling"]), dtype
-        need(math.isfinite(self.c), "CALL_VALUE", "scaling", f"is {self.c}")
+    def __init__(self, call, weight, x, like):
+        """`like` [M, any]: its rows, and its dtype where neither the layer nor the branch has an X."""
+        self.c = float(call.request["lora"]["scaling"])
+        need(math.isfinite(self.c), "CALL_VALUE", "scaling", f"is {self.c}, must be finite")
         a_t = call.get("lora.a_t", ["F32"], [None, weight.k], "CALL_NULL")
         self.rank = a_t.shape[0]
-        need(self.rank > 0, "CALL_SHAPE", "lora.a_t", "has rank 0")
-        self.a, self.b = self.rounded(a_t).T, self.rounded(call.get("lora.b_t", ["F32"], [weight.n, self.rank], "CALL_NULL")).T
-        self.own = call.get("lora.x", FLOATS, [None, weight.k])  # the branch's own input: dropout
+        need(self.rank > 0, "CALL_SHAPE", "lora.a_t", "has rank 0, must be at least 1")
+        b_t = call.get("lora.b_t", ["F32"], [weight.n, self.rank], "CALL_NULL")
+        self.own = call.get("lora.x", FLOATS if x is None else [NAMES[x.dtype]], [like.shape[0], weight.k])  # the branch's own input: dropout
         self.x = x if self.own is None else self.own
+        self.dtype = (like if self.x is None else self.x).dtype
+        self.a, self.b = self.rounded(a_t).T, self.rounded(b_t).T
 
     def rounded(self, t):
         return t.to(self.dtype).float()
@@ -46,19 +50,22 @@ class Lora:
 
 def quantize(request):
     call = Call(request)
-    need(request["format"] == "bp8_v2", "CALL_UNSUPPORTED", "format", f"is {request['format']}, must be bp8_v2")
+    check_names(request)
     w = call.get("w", [*FLOATS, "F64"], [None, None], "CALL_NULL").float().numpy()
     (n, k), pack = w.shape, max(request["pack_k"], 1)
+    need(n > 0 and k > 0, "CALL_SHAPE", "w", f"has shape [{n}, {k}], must be at least [1, 1]")
     q = np.zeros((n, -(-k // pack) * pack), np.int8)
     for name, dtype, shape in (("qweight", "I8", q.shape), ("scale", "F32", [n]), ("zero_point", "F32", [n])):
-        call.want(name, [dtype], shape, required=True)
+        call.want(name, [dtype], shape, "CALL_PART")
     with np.errstate(over="ignore", invalid="ignore"):
-        quotient = np.abs(w).max(axis=1, initial=0) / np.float32(127)
+        quotient = np.abs(w).max(axis=1) / np.float32(127)
         scale = np.maximum(quotient, np.float32(1e-8))
-        bad = ~np.isfinite(w) | ~np.isfinite(np.float32(127) * scale)[:, None]
+        bad = ~np.isfinite(np.float32(127) * scale)  # so it is where the row holds a NaN or an infinity
     if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise Refused("DT_WEIGHT_NONFINITE", f"{request['name']}: weight [{row}, {column}] is {w[row, column]}, or its row overflows", "w")
+        row = bad.argmax()
+        column = np.where(np.isnan(w[row]), np.inf, np.abs(w[row])).argmax()  # the first that is not finite, else the largest
+        raise Refused("DT_WEIGHT_NONFINITE", f"weight [{row}, {column}] is {w[row, column]}: not finite, or 127 times its row's scale is not", "w")
+    call.checked("numpy")
     q[:, :k] = np.clip(np.rint(w * (np.float32(1) / scale)[:, None]), -127, 127)
     call.answer(qweight=torch.from_numpy(q), scale=torch.from_numpy(scale), zero_point=torch.zeros(n))
     return {"floored_rows": int((quotient < np.float32(1e-8)).sum())}
@@ -67,22 +74,24 @@ def quantize(request):
 def dequantize(request):
     call = Call(request)
     w, first = Weight(call), request["first_row"]
-    call.want("out", FLOATS, [None, w.k], required=True)
+    call.want("out", FLOATS, [None, w.k], "CALL_NULL")
     last = first + call.wanted["out"]["shape"][0]
     need(0 <= first and last <= w.n, "CALL_SHAPE", "out", f"is asked for with rows [{first}, {last}) of {w.n}")
+    call.checked("fp32 product")
     call.answer(out=values(w)[first:last])
 
 
 def linear_forward(request):
     call = Call(request)
-    activation, w = activation_of(call), Weight(call)
+    w, activation = Weight(call), activation_of(call)
     x = call.get("x", FLOATS, [None, w.k], "CALL_NULL")
     m = x.shape[0]
-    lora = Lora(call, w, x, x.dtype) if "lora" in request else None
-    call.want("y", [d for d in FLOATS if d == "F32" or DTYPES[d] == x.dtype], [m, w.n], required=True)
-    call.want("preactivation", ["F32", call.wanted["y"]["dtype"]], [m, w.n])
+    lora = Lora(call, w, x, x) if "lora" in request else None
+    call.want("y", [NAMES[x.dtype], "F32"], [m, w.n], "CALL_NULL")
+    call.want("preactivation", [call.wanted["y"]["dtype"], "F32"], [m, w.n])
     need(lora or "h" not in call.wanted, "CALL_VALUE", "h", "is asked for without a branch")
     call.want("h", ["F32"], [m, lora and lora.rank])
+    call.checked("torch.matmul, W in fp32")
     v, h = x.float() @ values(w).T, None
     if lora:
         h = lora.h()
@@ -94,31 +103,36 @@ def linear_forward(request):
 
 def linear_backward(request):
     call = Call(request)
-    activation, w = activation_of(call), Weight(call)
+    w, activation = Weight(call), activation_of(call)
+    need(isinstance(request["accumulate"], bool), "CALL_VALUE", "accumulate", f"is {request['accumulate']}, must be 0 or 1")
     g = call.get("dy", FLOATS, [None, w.n], "CALL_NULL")
-    m, dtype = g.shape[0], next(d for d in FLOATS if DTYPES[d] == g.dtype)
+    m, dtype = g.shape[0], NAMES[g.dtype]
     x = call.get("x", FLOATS, [m, w.k])
-    p = call.get("preactivation", ["F32", dtype], [m, w.n], None if activation == "none" else "CALL_NULL")
-    lora = Lora(call, w, x, g.dtype if x is None else x.dtype) if "lora" in request else None
-    for name, allowed, shape in (("dx", dtype, [m, w.k]), ("dx_lora", dtype, [m, w.k]), ("da_t", "F32", [lora and lora.rank, w.k]), ("db_t", "F32", [w.n, lora and lora.rank])):
+    p = call.get("preactivation", [dtype, "F32"], [m, w.n], None if activation == "none" else "CALL_NULL")
+    lora = Lora(call, w, x, g) if "lora" in request else None
+    rank, own, branch_x = (lora.rank, lora.own, lora.x) if lora else (None, None, x)
+    need(dtype == "F32" or branch_x is None or branch_x.dtype == g.dtype, "CALL_DTYPE", "dy", f"has dtype {dtype}, must be F32 or as x")
+    h = call.get("h", ["F32"], [m, rank])
+    need(lora or h is None, "CALL_VALUE", "h", "is given without a branch")
+    for name, allowed, shape in (("dx", dtype, [m, w.k]), ("dx_lora", dtype, [m, w.k]), ("da_t", "F32", [rank, w.k]), ("db_t", "F32", [w.n, rank])):
         asked = call.want(name, [allowed], shape)
         need(not asked or lora or name == "dx", "CALL_VALUE", name, "is asked for without a branch")
-    g = g.float()
+    need(own is not None or "dx_lora" not in call.wanted, "CALL_VALUE", "dx_lora", "is asked for without lora.x")
+    need(branch_x is not None or "da_t" not in call.wanted, "CALL_NULL", "x", "is missing: da_t needs it")
+    need(branch_x is not None or h is not None or "db_t" not in call.wanted, "CALL_NULL", "x", "is missing: db_t needs it or h")
+    call.checked("torch.matmul, W in fp32")
+    g, out = g.float(), {}
     if activation != "none":
         z = p.double().requires_grad_()
         g = g * torch.autograd.grad(ACTIVATIONS[activation](z).sum(), z)[0].float()
-    out = {"dx": g @ values(w)}
+    out["dx"] = g @ values(w)
     if lora:
-        h = call.get("h", ["F32"], [m, lora.rank])
-        need(lora.own is not None or "dx_lora" not in call.wanted, "CALL_VALUE", "dx_lora", "is asked for without lora.x")
-        need(lora.x is not None or "da_t" not in call.wanted, "CALL_NULL", "x", "is missing: da_t needs it")
-        need(lora.x is not None or h is not None or "db_t" not in call.wanted, "CALL_NULL", "x", "is missing: db_t needs it or h")
         d = lora.rounded(g @ lora.b.T)
         out["dx_lora"] = lora.c * (d @ lora.a.T)
-        if lora.own is None:
+        if own is None:
             out["dx"] = out["dx"] + out["dx_lora"]
         if "da_t" in call.wanted:
-            out["da_t"] = lora.c * (lora.x.float().T @ d).T
+            out["da_t"] = lora.c * (branch_x.float().T @ d).T
         if "db_t" in call.wanted:
             out["db_t"] = lora.c * ((lora.h() if h is None else h).T @ g).T
         if request["accumulate"]:
@@ -126,7 +140,8 @@ def linear_backward(request):
     call.answer(**out)
 
 
-COMMANDS = {f.__name__: f for f in (quantize, dequantize, linear_forward, linear_backward)}
+OPERATIONS = {f.__name__: f for f in (quantize, dequantize, linear_forward, linear_backward)}
+COMMANDS = {**OPERATIONS, "explain": explain_of(OPERATIONS)}
 DESCRIBE = {"name": "numpy_torch", "version": "1.0.0", "abi_version": 1, "device": "cpu", "deterministic": True, "groups": ["linear", "lora"],
             "operations": list(COMMANDS), "formats": ["bp8_v2"], "activation_dtypes": ["f32", "bf16", "f16"], "rounding_classes": ["R1"]}
 

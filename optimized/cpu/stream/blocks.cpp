@@ -2,6 +2,7 @@
 
 #include "optimized/cpu/matrix.hpp"
 #include "optimized/cpu/memory.hpp"
+#include "optimized/cpu/parts.hpp"
 #include "optimized/cpu/weight.hpp"
 #include "squareq/text.hpp"
 
@@ -41,8 +42,8 @@ PartCopy copy_part(const sq_part_desc& p, const BlockCopy& block, const std::str
 LayerCopy copy_layer(const sq_layer_desc& l, const BlockCopy& block) {
   LayerCopy layer;
   layer.name = text_of(l.name, "a layer", block.name);
-  layer.format = l.format == nullptr ? "" : l.format;
-  if (layer.format != "bp8_v2") refuse(SQ_CALL_UNSUPPORTED, layer.name, "", "format is '" + printable(layer.format) + "', expected 'bp8_v2'");
+  require_format(l.format, "bp8_v2", layer.name, "");
+  layer.format = l.format;
   layer.out_features = l.out_features;
   layer.in_features = l.in_features;
   if (l.part_count > 0 && l.parts == nullptr) refuse(SQ_CALL_NULL, layer.name, "parts", "is null, part_count is " + std::to_string(l.part_count));

@@ -35,7 +35,7 @@ float fetch(const sq_tensor& w, std::int64_t row, std::int64_t column, cudaStrea
 
 void quantize(const sq_context& context, const sq_quantize_args* given, bool run) {
   const sq_quantize_args args = read_struct(given, "sq_quantize_args");
-  if (!args.format || !args.name) throw Error(Code::CALL_NULL, "sq_quantize_args: format and name are both required");
+  if (!args.name) throw Error(Code::CALL_NULL, "sq_quantize_args.name is null, it is required");
   const std::string name = args.name;
   check_format(args.format, name);
   const Subject source{name, "w"};

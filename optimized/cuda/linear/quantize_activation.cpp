@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "optimized/cuda/arguments.hpp"
 #include "optimized/cuda/context.hpp"
 #include "optimized/cuda/kernels/rows.hpp"
@@ -29,7 +31,8 @@ Producer check_producer(const sq_context& context, const sq_quantize_activation_
   producer.shift = rows_of(shift);
   producer.scale = rows_of(check_tensor(context, args.scale, {"", "modulation scale"}, {shift.dtype}, {groups, columns}));
   producer.rows_per_group = std::max<std::int64_t>(1, rows / groups);
-  if (!(args.epsilon > 0)) throw Error(Code::CALL_VALUE, "epsilon is " + std::to_string(args.epsilon) + ", must be positive");
+  if (!std::isfinite(args.epsilon) || args.epsilon <= 0)
+    throw Error(Code::CALL_VALUE, "epsilon is " + std::to_string(args.epsilon) + ", must be finite and above 0");
   return producer;
 }
 

@@ -60,8 +60,8 @@ void check_parts(const LayerCopy& layer) {
 LayerCopy copy_layer(const sq_layer_desc& l, const BlockCopy& block, sq_device device) {
   LayerCopy layer;
   layer.name = text_of(l.name, "a layer", block.name);
-  layer.format = l.format == nullptr ? "" : l.format;
-  if (layer.format != "bp8_v2") refuse(Code::CALL_UNSUPPORTED, {layer.name, ""}, "format is '" + printable(layer.format) + "', expected 'bp8_v2'");
+  check_format(l.format, layer.name);
+  layer.format = l.format;
   layer.out_features = l.out_features;
   layer.in_features = l.in_features;
   if (l.part_count > 0 && l.parts == nullptr) refuse(Code::CALL_NULL, {layer.name, "parts"}, "is null, part_count is " + std::to_string(l.part_count));

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include <time.h>
 #include <unistd.h>
 
 #include "fixtures/places.hpp"
@@ -47,6 +48,13 @@ inline std::string raw_file(std::string_view header, std::size_t data_bytes = 0)
   std::string file;
   for (int i = 0; i < 8; ++i) file += static_cast<char>((header.size() >> (8 * i)) & 0xFF);
   return file.append(header).append(data_bytes, '\0');
+}
+
+/// Processor time of this thread, in ms: other work on the machine does not count.
+inline double thread_ms() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) * 1e-6;
 }
 
 inline std::string base64(std::string_view text) {
