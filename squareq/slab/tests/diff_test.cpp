@@ -82,6 +82,13 @@ TEST(Diff, CodesScalesAndBiasesAreCountedAndMeasured) {
   EXPECT_DOUBLE_EQ(l.relative_l2, std::sqrt(difference / size));
 }
 
+TEST(Diff, AScaleMovesEveryNumberOfItsRow) {
+  Two two;
+  two.b.tensors.at("b.c.scale").bytes = floats({4});  // W = (1, 2, 3, 127) and 4 W: 3/4 of the latter
+  EXPECT_EQ(two.diff().layers.at(1).relative_l2, 0.75);
+  EXPECT_EQ(two.diff().layers.at(1).codes_changed, 0u);
+}
+
 TEST(Diff, OneChangeOfEachKindIsADifference) {
   const auto changed = [](const char* tensor, const std::string& bytes) {
     Two two;
