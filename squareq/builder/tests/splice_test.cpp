@@ -167,10 +167,10 @@ TEST(Splice, InterruptedItLeavesNothing) {
 TEST(Splice, AModelOfNoKnownArchitectureHasNamesAndNoNumbers) {
   const Scratch s;
   std::vector<Slab> slabs;
-  for (const std::uint32_t seed : {1u, 2u}) {
+  for (const std::uint32_t seed : {1u, 2u, 3u}) {
     std::vector<SourceTensor> tensors;
     for (const char* name : {"blocks.0.q", "blocks.2.q", "blocks.10.q", "head"}) tensors.push_back({std::string(name) + ".weight", "BF16", {4, 8}, bf16_noise(32, seed * 7 + static_cast<std::uint32_t>(tensors.size()))});
-    tensors.push_back({"blocks.10.norm.weight", "BF16", {8}, bf16_noise(8, seed)});
+    tensors.push_back({"blocks.10.norm.weight", "BF16", seed == 3 ? std::vector<std::uint64_t>{2, 4} : std::vector<std::uint64_t>{8}, bf16_noise(8, seed)});
     const std::string name = "m" + std::to_string(seed);
     spit(s / (name + ".st"), container(tensors));
     fs::rename(s / (name + ".st"), s.folder(name) / "model.safetensors");
@@ -180,6 +180,9 @@ TEST(Splice, AModelOfNoKnownArchitectureHasNamesAndNoNumbers) {
   EXPECT_EQ(p.code, Code::CFG_VALUE);
   EXPECT_TRUE(holds(p.message, {"'0'", "architecture is not known", "blocks.0 to blocks.10"})) << p.message;
   EXPECT_TRUE(holds(refused(s, slabs[0], slabs[1], "blocks.0-2").message, {"'blocks.1' is no block"}));
+  const Problem shape = refused(s, slabs[0], slabs[2], "blocks.0");  // as many elements in another shape
+  EXPECT_EQ(shape.code, Code::MD_TENSOR);
+  EXPECT_TRUE(holds(shape.message, {"BF16 [8]", "BF16 [2, 4]"})) << shape.message;
   const SpliceResult result = splice_slab(slabs[0], slabs[1], "blocks.10", SlabPaths::resolve(s / "c"), {});
   EXPECT_EQ(result.layers, 1u);
   EXPECT_EQ(result.companion_tensors, 1u);

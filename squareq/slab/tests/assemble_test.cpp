@@ -126,6 +126,7 @@ TEST(Assemble, PiecesMustCoverEveryTargetExactlyOnce) {
       {"a missing start", "a.qweight", {"8 bytes", "byte 0", "byte 4"}, piece(4, 4, 4)},
       {"a gap", "a.qweight", {"byte 3", "byte 4"}, both(piece(0, 0, 3), piece(4, 4, 4))},
       {"an overlap", "a.qweight", {"byte 5", "byte 4"}, both(piece(0, 0, 5), piece(4, 4, 4))},
+      {"an overlap that adds up", "a.qweight", {"byte 5", "3 bytes at byte 4"}, both(piece(0, 0, 5), piece(4, 4, 3))},
       {"a part given twice", "a.qweight", {"byte 8", "byte 2"}, both(piece(0, 0, 8), piece(2, 2, 2))},
       {"a piece past the target's end", "a.qweight", {"byte 4", "5 bytes at byte 4"}, both(piece(0, 0, 4), piece(3, 4, 5))},
       {"a piece past the source's end", "a.qweight", {"has 8 bytes", "8 from byte 4"}, piece(4, 0, 8)},
@@ -247,6 +248,12 @@ TEST(Assemble, ALayerOfSeveralPiecesHasNoSeam) {  // 9 MiB of codes: two pieces 
   const SlabPaths to = SlabPaths::resolve(scratch / "to");
   assembly.write(to, {});
   EXPECT_TRUE(tensor_bytes(to.slab, "w.qweight") == expected);
+  // A code that may not be, in a row of the second piece: named by its row in the layer.
+  pair.tensors.at("w.qweight").bytes[8 * columns + 5] = static_cast<char>(-128);
+  const Slab bad = Slab::open(pair.write(scratch, "bad").slab);
+  const Problem p = problem_of([&] { whole(bad).write(to, {}); });
+  EXPECT_EQ(p.code, Code::DT_Q_MIN128);
+  EXPECT_TRUE(holds(p.message, {"row 8"})) << p.message;
 }
 
 }  // namespace
