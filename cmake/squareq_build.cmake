@@ -91,5 +91,5 @@ function(squareq_test name)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   include(GoogleTest)
   gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT
-    "SQUAREQ_BACKEND_PATH=${CMAKE_BINARY_DIR}/lib")
+    "SQUAREQ_BACKEND_PATH=${CMAKE_BINARY_DIR}/lib" ${SQUAREQ_TEST_BLAS})
 endfunction()

@@ -22,6 +22,7 @@ target_link_libraries(squareq_rapidcheck INTERFACE ${RAPIDCHECK_LIBRARY})
 
 if(SQUAREQ_BUILD_TESTS)
   find_package(GTest REQUIRED)
+  include(squareq_test_blas)
 endif()
 if(SQUAREQ_BUILD_BENCH)
   find_package(benchmark REQUIRED)

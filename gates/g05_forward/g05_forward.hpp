@@ -12,7 +12,13 @@ void add_generic(Cases& cases);
 void add_contract(Cases& cases);
 void add_numbers(Cases& cases);
 void add_int8(Cases& cases);
-void add_refused(Cases& cases);
+void add_refused_given(Cases& cases);
+void add_quantize_activation(Cases& cases);
+void add_refused_backward(Cases& cases);
+void add_refused_weights(Cases& cases);
+void add_guard_borders(Cases& cases);
+void add_create(Cases& cases);
+void add_explain(Cases& cases);
 void add_borders(Cases& cases);
 
 }  // namespace squareq::gates::g05

@@ -11,33 +11,25 @@
 namespace squareq::gates {
 namespace {
 
-using Shapes = std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>;
-
 /// One block is twenty times as large as another.
-const Shapes mixed = {{{8, 64}}, {{200, 130}, {64, 200}}, {{33, 70}, {1, 33}}, {{120, 64}}, {{40, 100}, {100, 40}}};
+const BlockShapes mixed = {{{8, 64}}, {{200, 130}, {64, 200}}, {{33, 70}, {1, 33}}, {{120, 64}}, {{40, 100}, {100, 40}}};
 
 /// Every byte of an extent is asked for exactly once per load, in whatever pieces.
 void run_reads_once(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  blocks.set_resident(2, true);
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, mixed, {.slots = 2}, {2});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
+  StreamSession session(instance.context(), streamed.args());
   for (int pass = 0; pass < 2; ++pass) {
-    session.begin_step(0);
-    for (const sq_visit& v : visits) Lease lease(session, v.block);
-    session.end_step();
+    pass_over(session, streamed.visits, [](const Lease&, std::uint32_t) {});
   }
-  std::vector<std::vector<std::uint64_t>> asked(blocks.count());  // per block: how often each 256-byte piece was delivered
-  for (std::uint32_t b = 0; b < blocks.count(); ++b) asked[b].assign(blocks.descriptions()[b].extent_bytes, 0);
-  for (const Read& r : blocks.reads()) {
+  std::vector<std::vector<std::uint64_t>> asked(streamed.blocks.count());  // per block: how often each 256-byte piece was delivered
+  for (std::uint32_t b = 0; b < streamed.blocks.count(); ++b) asked[b].assign(streamed.blocks.descriptions()[b].extent_bytes, 0);
+  for (const Read& r : streamed.blocks.reads()) {
     require(r.offset + r.bytes <= asked[r.block].size(), "a read of " + std::to_string(r.bytes) + " bytes at " + std::to_string(r.offset) + " leaves the extent of " + std::to_string(asked[r.block].size()));
     for (std::uint64_t i = 0; i < r.bytes; ++i) ++asked[r.block][r.offset + i];
   }
   std::uint64_t loads = 0;
-  for (std::uint32_t b = 0; b < blocks.count(); ++b) {
+  for (std::uint32_t b = 0; b < streamed.blocks.count(); ++b) {
     const std::set<std::uint64_t> counts(asked[b].begin(), asked[b].end());
     require(counts.size() == 1, "block " + std::to_string(b) + ": some bytes were asked for more often than others");
     require(b != 2 || *counts.begin() == 1, "the resident block was read " + std::to_string(*counts.begin()) + " times");
@@ -48,58 +40,43 @@ void run_reads_once(Trial& trial) {
 
 /// Staged bytes give the reference dequantization bit for bit, padding dropped, in every output dtype.
 void run_dequantized(Trial& trial, std::int32_t dtype) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, mixed, {.slots = 2});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
-  session.begin_step(0);
-  for (const sq_visit& v : visits) {
-    const Lease lease(session, v.block);
-    for (std::uint32_t i = 0; i < blocks.layers(v.block); ++i) {
-      const Layer& layer = blocks.layer(v.block, i);
+  StreamSession session(instance.context(), streamed.args());
+  pass_over(session, streamed.visits, [&](const Lease& lease, std::uint32_t block) {
+    for (std::uint32_t i = 0; i < streamed.blocks.layers(block); ++i) {
+      const Layer& layer = streamed.blocks.layer(block, i);
       same_bits(layer.name, dequantize(instance, lease.layer(i), layer.n, layer.k, dtype), dequantized(layer, dtype));
     }
-  }
-  session.end_step();
+  });
 }
 
 /// While a lease is held the loader fills the other slots, each poisoned first: the leased bytes stay what they are.
 void run_leased_bytes_stay(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  blocks.delay_us = 3000;
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 4);
+  Streamed streamed(trial, mixed, {.slots = 2, .lookahead = 4});
+  streamed.blocks.delay_us = 3000;
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2, .lookahead = 4}));
+  StreamSession session(instance.context(), streamed.args());
   for (int pass = 0; pass < 2; ++pass) {
-    session.begin_step(0);
-    for (const sq_visit& v : visits) {
-      const Lease lease(session, v.block);
+    pass_over(session, streamed.visits, [&](const Lease& lease, std::uint32_t block) {
       for (int look = 0; look < 3; ++look) {
-        check_leased(instance, lease, blocks, v.block);
+        check_leased(instance, lease, streamed.blocks, block);
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
-    }
-    session.end_step();
+    });
   }
 }
 
 /// A failed read reaches acquire with its own code and message, leases nothing, ends in `unloaded`, and the block can be tried again.
 void run_failed_read(Trial& trial, sq_status code) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
+  Streamed streamed(trial, mixed, {.slots = 2});
   Transitions transitions;
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
   Instance& instance = trial.instance("stream", transitions.host());
   {
-    StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
+    StreamSession session(instance.context(), streamed.args());
     const sq_stream_group& stream = instance.stream();
-    blocks.fail_code = code;
-    blocks.failing_block = 3;
+    streamed.blocks.fail_code = code;
+    streamed.blocks.failing_block = 3;
     session.begin_step(0);
     for (const std::uint32_t b : {0u, 1u, 2u}) Lease lease(session, b);
     for (int attempt = 0; attempt < 2; ++attempt) {
@@ -109,32 +86,29 @@ void run_failed_read(Trial& trial, sq_status code) {
       require(lease == 0xABCD || lease == 0, "a failed acquire gave a lease");
       require(transitions.state(session.id(), 3) == SQ_UNLOADED, "a block whose load failed is " + residency_name(transitions.state(session.id(), 3)));
     }
-    blocks.failing_block = -1;
-    for (std::size_t v = 3; v < visits.size(); ++v) {
-      const Lease lease(session, visits[v].block);
-      check_leased(instance, lease, blocks, visits[v].block);
+    streamed.blocks.failing_block = -1;
+    for (std::size_t v = 3; v < streamed.visits.size(); ++v) {
+      const Lease lease(session, streamed.visits[v].block);
+      check_leased(instance, lease, streamed.blocks, streamed.visits[v].block);
     }
     session.end_step();
     const sq_stream_stats stats = session.stats();
-    require(stats.loads == loads_of(visits, 2, 1), "failed loads are counted as loads: " + std::to_string(stats.loads) + " instead of " + std::to_string(loads_of(visits, 2, 1)));
+    require(stats.loads == loads_of(streamed.visits, 2, 1), "failed loads are counted as loads: " + std::to_string(stats.loads) + " instead of " + std::to_string(loads_of(streamed.visits, 2, 1)));
   }
   transitions.check(true);
 }
 
 /// Whichever read of a pass fails, the pass goes on after a second try and every byte is right.
 void run_every_failing_read(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 2);
+  Streamed streamed(trial, mixed, {.slots = 2, .lookahead = 2});
   Instance& instance = trial.instance("stream");
   int failed = 0;
   for (std::int64_t k = 0; k < 40; ++k) {
-    StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2, .lookahead = 2}));
-    blocks.failing_read = k;
+    StreamSession session(instance.context(), streamed.args());
+    streamed.blocks.failing_read = k;
     session.begin_step(0);
     bool seen = false;
-    for (const sq_visit& v : visits) {
+    for (const sq_visit& v : streamed.visits) {
       std::optional<Lease> lease;
       try {
         lease.emplace(session, v.block);
@@ -143,39 +117,35 @@ void run_every_failing_read(Trial& trial) {
         seen = true;
         lease.emplace(session, v.block);
       }
-      check_leased(instance, *lease, blocks, v.block);
+      check_leased(instance, *lease, streamed.blocks, v.block);
     }
     session.end_step();
-    const bool done = blocks.failing_read >= 0;  // the pass has fewer reads
-    blocks.failing_read = -1;
+    const bool done = streamed.blocks.failing_read >= 0;  // the pass has fewer reads
+    streamed.blocks.failing_read = -1;
     require(seen != done, "read " + std::to_string(k) + " failed and nobody was told");
     failed += seen;
     if (done) break;
   }
-  require(failed >= 8, "a pass with " + std::to_string(loads_of(visits, 2, 1)) + " loads made " + std::to_string(failed) + " reads");
+  require(failed >= 8, "a pass with " + std::to_string(loads_of(streamed.visits, 2, 1)) + " loads made " + std::to_string(failed) + " reads");
 }
 
 /// A resident that cannot be read fails open with the callback's code; nothing is held.
 void run_resident_unreadable(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  blocks.set_resident(4, true);
-  blocks.failing_block = 4;
+  Streamed streamed(trial, mixed, {.slots = 2}, {4});
+  streamed.blocks.failing_block = 4;
   Transitions transitions;
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
   Instance& instance = trial.instance("stream", transitions.host());
   const std::uint64_t held = instance.meter().held();
-  const sq_stream_open_args args = open_args(blocks, schedule, {.slots = 2});
+  const sq_stream_open_args args = streamed.args();
   std::uint64_t id = 0;
   const sq_error e = call_refused("open with an unreadable resident", {Code::IO_ERROR}, {}, [&](sq_error* error) { return instance.stream().open(instance.get(), &args, &id, error); });
   must_name("open with an unreadable resident", e, {"blocks.4"});
   require(instance.meter().held() == held, "memory is held after a refused open");
   transitions.check(true);
-  blocks.failing_block = -1;
+  streamed.blocks.failing_block = -1;
   StreamSession session(instance.context(), args);
   const Lease lease(session, 4);
-  check_leased(instance, lease, blocks, 4);
+  check_leased(instance, lease, streamed.blocks, 4);
 }
 
 /// The adapter is the caller's: after it changed, and after the block was staged again, the branch is that of the new values.
@@ -195,57 +165,53 @@ void run_adapter_update(Trial& trial) {
     p.layer.scale.set_bytes(layer.scale.bytes());
   }
   for (int step = 0; step < 3; ++step) {
-    session.begin_step(0);
-    for (const sq_visit& v : visits) {
-      const Lease lease(session, v.block);
+    pass_over(session, visits, [&](const Lease& lease, std::uint32_t block) {
       const sq_weight_ref ref = lease.layer(0);
-      Problem& p = *problems[v.block];
+      Problem& p = *problems[block];
       const ForwardOutputs leased = forward(instance, p, {}, &ref);
       compare(trial, leased.y, oracle_forward(p).y);
       // The optimizer steps in place: the same memory, other values.
       p.adapter->a_t.fill([&] { return random.normal(); });
       p.adapter->b_t.fill([&] { return random.normal(); });
-    }
-    session.end_step();
+    });
   }
+}
+
+/// After its session closed, no block is anywhere.
+void all_unloaded(const Transitions& transitions, std::uint64_t session, const Blocks& blocks) {
+  for (std::uint32_t b = 0; b < blocks.count(); ++b)
+    require(transitions.state(session, b) == SQ_UNLOADED, "after close block " + std::to_string(b) + " is " + residency_name(transitions.state(session, b)));
 }
 
 /// A life without failures takes only the eight edges of normal work, each from where the last ended; a leased block is gpu_ready; closing
 /// leaves everything unloaded.
 void run_transitions(Trial& trial, bool host_master) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  blocks.set_resident(1, true);
-  blocks.delay_us = 300;
+  Streamed streamed(trial, mixed, {.slots = 2, .lookahead = 2, .host_master = host_master}, {1});
+  streamed.blocks.delay_us = 300;
   Transitions transitions;
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 2);
   Instance& instance = trial.instance("stream", transitions.host());
   std::uint64_t id = 0;
   {
-    StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2, .lookahead = 2, .host_master = host_master}));
+    StreamSession session(instance.context(), streamed.args());
     id = session.id();
     const auto ready = [&](std::uint32_t block) {
       require(transitions.state(id, block) == SQ_GPU_READY, "leased block " + std::to_string(block) + " is " + residency_name(transitions.state(id, block)));
     };
     for (int pass = 0; pass < 3; ++pass) {
-      session.begin_step(0);
-      for (const sq_visit& v : visits) {
-        const Lease lease(session, v.block), resident(session, 1);
-        ready(v.block);
+      pass_over(session, streamed.visits, [&](const Lease&, std::uint32_t block) {
+        const Lease resident(session, 1);
+        ready(block);
         std::this_thread::sleep_for(std::chrono::microseconds(400));
-        ready(v.block);
+        ready(block);
         ready(1);
-      }
-      session.end_step();
+      });
     }
     const std::uint64_t loads = session.stats().loads;
     std::uint64_t arrived = 0;
     for (const Transitions::Entry& e : transitions.entries()) arrived += e.session == id && e.block != 1 && e.to == SQ_GPU_READY;
     require(arrived == loads, std::to_string(arrived) + " blocks became gpu_ready, " + std::to_string(loads) + " loads are reported");
   }
-  for (std::uint32_t b = 0; b < blocks.count(); ++b)
-    require(transitions.state(id, b) == SQ_UNLOADED, "after close block " + std::to_string(b) + " is " + residency_name(transitions.state(id, b)));
+  all_unloaded(transitions, id, streamed.blocks);
   // A block that is staged when its session closes never leaves the device: that is a cancellation (host_staged -> unloaded).
   transitions.check(host_master);
   require(instance.meter().held(SQ_MEM_DEVICE) == 0 && instance.meter().held(SQ_MEM_HOST) == 0, "memory is held after close");
@@ -253,32 +219,24 @@ void run_transitions(Trial& trial, bool host_master) {
 
 /// An abandoned pass cancels what is under way, reports it by the edges of cancellation, and frees the slots.
 void run_cancelled(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, mixed));
-  blocks.delay_us = 2000;
+  Streamed streamed(trial, mixed, {.slots = 3, .lookahead = 3});
+  streamed.blocks.delay_us = 2000;
   Transitions transitions;
-  const std::vector<sq_visit> visits = ring(blocks, 3);
-  const sq_schedule schedule = schedule_of(visits, 3);
   Instance& instance = trial.instance("stream", transitions.host());
   std::uint64_t id = 0;
   {
-    StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 3, .lookahead = 3}));
+    StreamSession session(instance.context(), streamed.args());
     id = session.id();
-    for (std::size_t stop = 0; stop < visits.size(); ++stop) {
+    for (std::size_t stop = 0; stop < streamed.visits.size(); ++stop) {
       session.begin_step(0);
-      for (std::size_t v = 0; v < stop; ++v) Lease lease(session, visits[v].block);
+      for (std::size_t v = 0; v < stop; ++v) Lease lease(session, streamed.visits[v].block);
       session.end_step(true);
       transitions.check(true);
     }
-    session.begin_step(0);
-    for (const sq_visit& v : visits) {
-      const Lease lease(session, v.block);
-      check_leased(instance, lease, blocks, v.block);
-    }
-    session.end_step();
+    pass_over(session, streamed.visits, [&](const Lease& lease, std::uint32_t block) { check_leased(instance, lease, streamed.blocks, block); });
   }
   transitions.check(true);
-  for (std::uint32_t b = 0; b < blocks.count(); ++b) require(transitions.state(id, b) == SQ_UNLOADED, "after close block " + std::to_string(b) + " is " + residency_name(transitions.state(id, b)));
+  all_unloaded(transitions, id, streamed.blocks);
 }
 
 }  // namespace

@@ -10,72 +10,50 @@
 namespace squareq::gates::g15 {
 namespace {
 
-using Shapes = std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>;
-
-const Shapes five = {{{24, 70}}, {{9, 64}, {5, 9}}, {{40, 33}}, {{24, 70}}, {{24, 128}}};
-
-sq_step_metrics last_step(Instance& instance, std::uint64_t session) {
-  auto m = sized<sq_step_metrics>();
-  call_ok("last_step", {}, [&](sq_error* e) { return instance.telemetry().last_step(instance.get(), session, &m, e); });
-  return m;
-}
+const BlockShapes five = {{{24, 70}}, {{9, 64}, {5, 9}}, {{40, 33}}, {{24, 70}}, {{24, 128}}};
 
 void same_count(const std::string& what, std::int64_t got, std::int64_t expected) {
   require(got == expected, what + " is " + std::to_string(got) + ", the events make it " + std::to_string(expected));
 }
 
-/// One pass over the visits; `look` between acquire and release.
-template <class Look>
-void pass_over(StreamSession& session, const std::vector<sq_visit>& visits, Look&& look) {
-  session.begin_step(0);
-  for (const sq_visit& v : visits) {
-    const Lease lease(session, v.block);
-    look(lease, v.block);
-  }
-  session.end_step();
-}
-
 /// Loads, bytes, evictions, hits and misses of every pass, from the schedule alone.
 void run_counts(Trial& trial, std::uint32_t slots, bool host_master) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = ring(blocks, slots);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = slots, .host_master = host_master});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = slots, .host_master = host_master}));
+  StreamSession session(instance.context(), streamed.args());
   std::vector<std::int64_t> held(slots, -1);
-  std::vector<bool> in_master(blocks.count(), false);
+  std::vector<bool> in_master(streamed.blocks.count(), false);
   sq_step_metrics sum{};
   for (int pass = 0; pass < 4; ++pass) {
     std::int64_t bytes = 0, evictions = 0, read = 0;
-    for (const sq_visit& v : visits) {
+    for (const sq_visit& v : streamed.visits) {
       if (held[v.slot] == v.block) continue;
-      const auto extent = static_cast<std::int64_t>(blocks.descriptions()[v.block].extent_bytes);
+      const auto extent = static_cast<std::int64_t>(streamed.blocks.descriptions()[v.block].extent_bytes);
       bytes += extent;
       evictions += held[v.slot] >= 0;
       if (!host_master || !in_master[v.block]) read += extent;
       in_master[v.block] = true;
       held[v.slot] = v.block;
     }
-    const std::uint64_t source = blocks.bytes_read;
-    pass_over(session, visits, [](const Lease&, std::uint32_t) {});
+    const std::uint64_t source = streamed.blocks.bytes_read;
+    pass_over(session, streamed.visits, [](const Lease&, std::uint32_t) {});
     const sq_step_metrics m = last_step(instance, session.id());
     const std::string where = "pass " + std::to_string(pass) + ": ";
     same_count(where + "step", m.step, pass);
     same_count(where + "h2d_bytes", m.h2d_bytes, bytes);
     same_count(where + "evictions", m.evictions, evictions);
-    same_count(where + "prefetch_hits + prefetch_misses", m.prefetch_hits + m.prefetch_misses, static_cast<std::int64_t>(visits.size()));
+    same_count(where + "prefetch_hits + prefetch_misses", m.prefetch_hits + m.prefetch_misses, static_cast<std::int64_t>(streamed.visits.size()));
     same_count(where + "disk_read_bytes", m.disk_read_bytes, read);
-    same_count(where + "bytes that the source delivered", static_cast<std::int64_t>(blocks.bytes_read - source), read);
+    same_count(where + "bytes that the source delivered", static_cast<std::int64_t>(streamed.blocks.bytes_read - source), read);
     same_count(where + "d2h_bytes", m.d2h_bytes, 0);
     same_count(where + "dtype_promotions", m.dtype_promotions, 0);
     same_count(where + "nan_count", m.nan_count, 0);
     same_count(where + "inf_count", m.inf_count, 0);
     same_count(where + "host_pool_free + host_pool_in_use", m.host_pool_free + m.host_pool_in_use, slots);
-    same_count(where + "host_pool_in_use", m.host_pool_in_use, std::min<std::int64_t>(slots, blocks.count()));
-    require(m.vram_used_mb == static_cast<double>(slots * blocks.largest_extent()) / (1024.0 * 1024.0), where + "vram_used_mb is " + std::to_string(m.vram_used_mb));
+    same_count(where + "host_pool_in_use", m.host_pool_in_use, std::min<std::int64_t>(slots, streamed.blocks.count()));
+    require(m.vram_used_mb == static_cast<double>(slots * streamed.blocks.largest_extent()) / (1024.0 * 1024.0), where + "vram_used_mb is " + std::to_string(m.vram_used_mb));
     require(m.vram_reserved_mb >= m.vram_used_mb, where + "less memory is reserved than used");
-    same_count(where + "vram_peak_bytes", m.vram_peak_bytes, static_cast<std::int64_t>(slots * blocks.largest_extent()));
+    same_count(where + "vram_peak_bytes", m.vram_peak_bytes, static_cast<std::int64_t>(slots * streamed.blocks.largest_extent()));
     sum.h2d_bytes += m.h2d_bytes;
     sum.evictions += m.evictions;
     sum.prefetch_hits += m.prefetch_hits;
@@ -90,52 +68,46 @@ void run_counts(Trial& trial, std::uint32_t slots, bool host_master) {
 
 /// A block that was prefetched and is ready is a hit; one that is waited for is a miss and a stall; none is both.
 void run_hits(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = forward_only(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = 2}, {}, forward_only);
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
+  StreamSession session(instance.context(), streamed.args());
   // Every block is there before it is asked for.
   session.begin_step(0);
-  for (std::size_t v = 0; v < visits.size(); ++v) {
+  for (std::size_t v = 0; v < streamed.visits.size(); ++v) {
     const auto late = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (session.stats().loads <= v) {
       require(std::chrono::steady_clock::now() < late, "visit " + std::to_string(v) + " is within the lookahead, its slot is free, and nothing is loaded");
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    const Lease lease(session, visits[v].block);
+    const Lease lease(session, streamed.visits[v].block);
   }
   session.end_step();
   const sq_step_metrics early = last_step(instance, session.id());
-  same_count("prefetch_hits of blocks that had time to arrive", early.prefetch_hits, static_cast<std::int64_t>(visits.size()));
+  same_count("prefetch_hits of blocks that had time to arrive", early.prefetch_hits, static_cast<std::int64_t>(streamed.visits.size()));
   same_count("prefetch_misses of blocks that had time to arrive", early.prefetch_misses, 0);
   same_count("stall_count of blocks that had time to arrive", early.stall_count, 0);
-  require(early.stall_time_ms < 0.05 * static_cast<double>(visits.size()), "stall_time_ms is " + std::to_string(early.stall_time_ms) + " although nothing was waited for");
-  require(early.wall_ms >= 5.0 * static_cast<double>(visits.size()), "wall_ms is " + std::to_string(early.wall_ms) + " for a pass of at least " + std::to_string(5 * visits.size()) + " ms");
+  require(early.stall_time_ms < 0.05 * static_cast<double>(streamed.visits.size()), "stall_time_ms is " + std::to_string(early.stall_time_ms) + " although nothing was waited for");
+  require(early.wall_ms >= 5.0 * static_cast<double>(streamed.visits.size()), "wall_ms is " + std::to_string(early.wall_ms) + " for a pass of at least " + std::to_string(5 * streamed.visits.size()) + " ms");
 }
 
 /// Reads that take their time: the waits are counted and measured, and they are no compute.
 void run_stalls(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = forward_only(blocks, 1);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = 1}, {}, forward_only);
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 1}));
+  StreamSession session(instance.context(), streamed.args());
   // A read goes on for 10 ms from the moment at which its block is asked for.
-  blocks.read_takes_us = 10000;
-  blocks.permits = 0;
+  streamed.blocks.read_takes_us = 10000;
+  streamed.blocks.permits = 0;
   session.begin_step(0);
-  for (const sq_visit& v : visits) {
-    ++blocks.permits;
+  for (const sq_visit& v : streamed.visits) {
+    ++streamed.blocks.permits;
     const Lease lease(session, v.block);
   }
   session.end_step();
-  blocks.permits = -1;
+  streamed.blocks.permits = -1;
   const sq_step_metrics m = last_step(instance, session.id());
-  const auto loads = static_cast<std::int64_t>(visits.size());
+  const auto loads = static_cast<std::int64_t>(streamed.visits.size());
   same_count("prefetch_misses of late blocks", m.prefetch_misses, loads);
   same_count("stall_count of late blocks", m.stall_count, loads);
   const double least = 10.0 * static_cast<double>(loads);
@@ -147,13 +119,10 @@ void run_stalls(Trial& trial) {
 
 /// Every field of the record is written, in every pass, and nothing behind the caller's version of it.
 void run_every_field(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = 2});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
-  pass_over(session, visits, [](const Lease&, std::uint32_t) {});
+  StreamSession session(instance.context(), streamed.args());
+  pass_over(session, streamed.visits, [](const Lease&, std::uint32_t) {});
   // 17 keys of StageHand's, then ours; each is 8 bytes. 0x7F..7F is a NaN no clock gives, and a count no pass reaches.
   struct Record {
     sq_step_metrics metrics;
@@ -179,26 +148,20 @@ void run_every_field(Trial& trial) {
 
 /// NaN and infinity that the guard finds during a pass are that pass's, exactly, and no other's.
 void run_guarded_step(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = 2});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
+  StreamSession session(instance.context(), streamed.args());
   for (int pass = 0; pass < 3; ++pass) {
     std::int64_t nans = 0, infinite = 0;
-    pass_over(session, visits, [&](const Lease&, std::uint32_t) {
-      Guarded x("x", Role::in, SQ_F32, {3, 40}), counts("counts", Role::inout, SQ_I64, {2});
-      x.fill([&] { return random.normal(); });
+    pass_over(session, streamed.visits, [&](const Lease&, std::uint32_t) {
+      Guarded x("x", Role::in, SQ_F32, {3, 40});
+      x.fill([&] { return streamed.random.normal(); });
       for (std::int64_t i = pass == 1 ? 40 : 0; i < 40; ++i) {
-        const std::int64_t kind = random.integer(0, 3);
+        const std::int64_t kind = streamed.random.integer(0, 3);
         if (kind == 0) x.set(i, NAN), ++nans;
         if (kind == 1) x.set(i, INFINITY), ++infinite;
       }
-      auto args = sized<sq_numeric_guard_args>();
-      args.x = x.tensor();
-      args.counts = counts.tensor();
-      call_ok("numeric_guard", {&x, &counts}, [&](sq_error* e) { return instance.linear().numeric_guard(instance.get(), &args, e); });
+      guarded_counts(instance, *x.tensor(), {&x});
     });
     const sq_step_metrics m = last_step(instance, session.id());
     same_count("nan_count of pass " + std::to_string(pass), m.nan_count, nans);
@@ -207,12 +170,9 @@ void run_guarded_step(Trial& trial) {
 }
 
 void run_before_the_first_pass(Trial& trial) {
-  Random random = trial.random("blocks");
-  Blocks blocks(random_blocks(random, five));
-  const std::vector<sq_visit> visits = ring(blocks, 2);
-  const sq_schedule schedule = schedule_of(visits, 1);
+  Streamed streamed(trial, five, {.slots = 2});
   Instance& instance = trial.instance("stream");
-  StreamSession session(instance.context(), open_args(blocks, schedule, {.slots = 2}));
+  StreamSession session(instance.context(), streamed.args());
   const auto refuse = [&](const char* what, std::uint64_t id) {
     struct Record {
       sq_step_metrics metrics;

@@ -8,13 +8,7 @@
 #include "squareq/tensor.hpp"
 
 namespace squareq::gates::g15 {
-namespace {
 
-struct Counts {
-  std::int64_t nans = 0, infinite = 0;
-};
-
-/// Adds to counters that start at (1000, 2000): they are added to, not set.
 Counts guarded_counts(Instance& instance, const sq_tensor& x, std::initializer_list<Guarded*> tensors) {
   Guarded counts("counts", Role::inout, SQ_I64, {2});
   counts.set(0, 1000);
@@ -27,6 +21,8 @@ Counts guarded_counts(Instance& instance, const sq_tensor& x, std::initializer_l
   if (const std::string damage = counts.damage_after_success(); !damage.empty()) fail(damage);
   return {static_cast<std::int64_t>(counts.at(0)) - 1000, static_cast<std::int64_t>(counts.at(1)) - 2000};
 }
+
+namespace {
 
 void same(const std::string& what, const Counts& got, const Counts& expected) {
   require(got.nans == expected.nans && got.infinite == expected.infinite, what + ": counted " + std::to_string(got.nans) + " NaN and " + std::to_string(got.infinite) + " infinite, there are " +

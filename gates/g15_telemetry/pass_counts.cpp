@@ -9,13 +9,9 @@ namespace squareq::gates::g15 {
 namespace {
 
 void guard(Instance& instance, std::int64_t nans, std::int64_t infinite) {
-  Guarded x("x", Role::in, SQ_F32, {nans + infinite + 1}), counts("counts", Role::inout, SQ_I64, {2});
+  Guarded x("x", Role::in, SQ_F32, {nans + infinite + 1});
   x.fill([i = std::int64_t{0}, nans, infinite]() mutable { return i++ < nans ? NAN : i <= nans + infinite ? -INFINITY : 1.0; });
-  counts.fill(0.0);
-  auto args = sized<sq_numeric_guard_args>();
-  args.x = x.tensor();
-  args.counts = counts.tensor();
-  call_ok("numeric_guard", {&x, &counts}, [&](sq_error* e) { return instance.linear().numeric_guard(instance.get(), &args, e); });
+  guarded_counts(instance, *x.tensor(), {&x});
 }
 
 /// What the guard finds inside a pass is that pass's, all of it and nothing from before.
@@ -36,8 +32,7 @@ void run_guard_counts(Trial& trial) {
     { const Lease lease(session, 0); }
     for (const auto& [n, i] : found) guard(instance, n, i), nans += n, infinite += i;
     session.end_step();
-    auto metrics = sized<sq_step_metrics>();
-    call_ok("last_step", {}, [&](sq_error* e) { return instance.context().telemetry().last_step(instance.get(), session.id(), &metrics, e); });
+    const sq_step_metrics metrics = last_step(instance, session.id());
     require(metrics.nan_count == nans && metrics.inf_count == infinite,
             "a pass in which the guard found " + std::to_string(nans) + " NaN and " + std::to_string(infinite) + " infinite reports " + std::to_string(metrics.nan_count) + " and " + std::to_string(metrics.inf_count));
   };

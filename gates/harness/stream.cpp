@@ -131,7 +131,7 @@ std::vector<Read> Blocks::reads() const {
   return log_;
 }
 
-std::vector<std::vector<Layer>> random_blocks(Random& random, const std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>& shapes) {
+std::vector<std::vector<Layer>> random_blocks(Random& random, const BlockShapes& shapes) {
   std::vector<std::vector<Layer>> blocks;
   for (std::size_t b = 0; b < shapes.size(); ++b) {
     std::vector<Layer>& layers = blocks.emplace_back();
@@ -227,6 +227,13 @@ sq_stream_open_args open_args(Blocks& blocks, const sq_schedule& schedule, const
   args.poison_slots = 1;
   args.keep_host_master = spec.host_master ? 1 : 0;
   return args;
+}
+
+Streamed::Streamed(Trial& trial, const BlockShapes& shapes, const SessionSpec& session, std::initializer_list<std::uint32_t> residents, Order order)
+    : random(trial.random("blocks")), blocks(random_blocks(random, shapes)), spec(session) {
+  for (const std::uint32_t block : residents) blocks.set_resident(block, true);
+  visits = order(blocks, spec.slots);  // which blocks are resident decides the order
+  schedule = schedule_of(visits, spec.lookahead);
 }
 
 }  // namespace squareq::gates

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <initializer_list>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -59,8 +60,11 @@ class Blocks {
   std::vector<Read> log_;
 };
 
+/// [out, in] of every layer of every block.
+using BlockShapes = std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>;
+
 /// One block per entry, one layer per inner entry, with random codes, scales and biases (every second layer has one).
-std::vector<std::vector<Layer>> random_blocks(Random& random, const std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>& shapes);
+std::vector<std::vector<Layer>> random_blocks(Random& random, const BlockShapes& shapes);
 
 /// Everything of a leased block equals what was delivered, judged through operations only: codes and scales by dequantize, the bias by a
 /// forward of zeros.
@@ -89,5 +93,32 @@ struct SessionSpec {
 };
 sq_stream_open_args open_args(Blocks& blocks, const sq_schedule& schedule, const SessionSpec& spec);
 sq_schedule schedule_of(const std::vector<sq_visit>& visits, std::uint32_t lookahead);
+
+/// What a case that streams random blocks starts with. Data come from the case's random stream "blocks". Must outlive its sessions.
+struct Streamed {
+  using Order = std::vector<sq_visit> (*)(const Blocks& blocks, std::uint32_t slots);
+
+  Random random;
+  Blocks blocks;
+  SessionSpec spec;
+  std::vector<sq_visit> visits;
+  sq_schedule schedule{};  ///< of `visits`, with the lookahead of `spec`
+
+  Streamed(Trial& trial, const BlockShapes& shapes, const SessionSpec& session, std::initializer_list<std::uint32_t> residents = {}, Order order = ring);
+  Streamed(const Streamed&) = delete;
+  Streamed& operator=(const Streamed&) = delete;
+  sq_stream_open_args args() { return open_args(blocks, schedule, spec); }
+};
+
+/// One pass: every visit's block is leased, `use(lease, block)` called, and the lease given back.
+template <class Use>
+void pass_over(StreamSession& session, const std::vector<sq_visit>& visits, Use&& use) {
+  session.begin_step(0);
+  for (const sq_visit& v : visits) {
+    const Lease lease(session, v.block);
+    use(lease, v.block);
+  }
+  session.end_step();
+}
 
 }  // namespace squareq::gates

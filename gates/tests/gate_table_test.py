@@ -58,6 +58,64 @@ class GateTable(unittest.TestCase):
         self.write("mutants.json", json.dumps({"mutants": [{"name": "x", "killer": "a.b"}]}))
         self.assertNotEqual(self.table("--check")[0], 0)
 
+    def change(self, old, new):
+        self.assertEqual(self.text().count(old), 1, old)
+        self.write("README.md", self.text().replace(old, new))
+
+    def test_check_without_runs(self):
+        """Every count of the list and the mutants, each wrong in turn; the row is named with both values."""
+        self.table()
+        good = self.text()
+        status, output = self.table("--check", runs=())
+        self.assertEqual(status, 0, output)
+        row = "| 5 | forward | 2 | 1 | 1 | 0 | 1 | 2 | 0.25 |"
+        for wrong in ("| 5 | forward | 3 | 1 | 1 | 0 | 1 | 2 | 0.25 |", "| 5 | forward | 2 | 2 | 0 | 0 | 1 | 2 | 0.25 |", "| 5 | forward | 2 | 1 | 0 | 1 | 1 | 2 | 0.25 |",
+                      "| 5 | forward | 2 | 1 | 1 | 0 | 2 | 2 | 0.25 |", "| 5 | other | 2 | 1 | 1 | 0 | 1 | 2 | 0.25 |"):
+            self.change(row, wrong)
+            status, output = self.table("--check", runs=())
+            self.assertNotEqual(status, 0, wrong)
+            self.assertIn("gate 5 (forward)", output)
+            counts, right = (" | ".join(r.split(" | ")[2:7]) for r in (wrong, row))
+            if counts != right:
+                self.assertIn(f"says {counts} instead of {right}", output)
+            self.write("README.md", good)
+        self.change("|  | all | 3 |", "|  | all | 4 |")
+        self.assertIn("the last row", self.table("--check", runs=())[1])
+        self.write("README.md", good)
+        self.change("| 0, 1 not supported |", "| 2 |")
+        self.assertIn("gate 9 (end to end): one: pass says 2 of 1 cases", self.table("--check", runs=())[1])
+        self.write("README.md", good)
+        self.change("| 0, 1 not supported |", "| 1 |")  # adds up, and is not what a run says
+        self.assertEqual(self.table("--check", runs=())[0], 0)
+        self.assertNotEqual(self.table("--check")[0], 0)
+        self.write("README.md", good.replace("| gate | subject |", "| number | subject |"))
+        self.assertNotEqual(self.table("--check", runs=())[0], 0)
+        self.write("README.md", good.replace(row + "\n", ""))
+        self.assertNotEqual(self.table("--check", runs=())[0], 0)
+        self.write("README.md", good)
+        self.write("list.json", json.dumps({"cases": [*CASES, {"gate": 9, "case": "new", "kind": "vector"}]}))
+        status, output = self.table("--check", runs=())
+        self.assertNotEqual(status, 0)
+        self.assertIn("gate 9 (end to end) says 1 | 0 | 0 | 1 | 1 instead of 2 | 1 | 0 | 1 | 1", output)
+
+    def test_a_table_is_written_from_runs(self):
+        before = self.text()
+        self.assertNotEqual(self.table(runs=())[0], 0)
+        self.assertEqual(self.text(), before)
+
+    def test_list_of_a_program(self):
+        self.table()
+        program = self.folder / "program"
+        program.write_text(f"#!/bin/sh\n[ \"$*\" = 'gates --list --json' ] && cat '{self.folder}/list.json'\n")
+        program.chmod(0o700)
+        command = [sys.executable, ROOT / "ci/gate_table", "--check", "--mutants", self.folder / "mutants.json", "--readme", self.folder / "README.md", "--program", program]
+        self.assertEqual(subprocess.run(command, stdout=subprocess.DEVNULL).returncode, 0)
+        self.write("list.json", json.dumps({"cases": CASES[:2]}))
+        self.write("mutants.json", json.dumps({"mutants": []}))
+        self.assertEqual(subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode, 1)
+        program.write_text("#!/bin/sh\nexit 2\n")
+        self.assertNotEqual(subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode, 0)
+
     def test_several_runs(self):
         self.run_of("two", statuses=("pass", "pass", "pass"))
         self.assertEqual(self.table(runs=("one", "two"))[0], 0)

@@ -19,8 +19,8 @@ namespace squareq {
 /// tensors), MF_SIGNATURE (not the signature of the architecture's linears), and what SlabAssembly throws.
 AssembleResult convert_slab(const Slab& slab, const std::string& scheme, const SlabPaths& target, const AssembleOptions& options);
 
-/// Writes the companion of the bare pair `slab` beside it, the same bytes that build() would have written, after comparing every number of
-/// the pair with the checkpoint. Throws CFG_VALUE (there is a companion), MF_SIGNATURE, MD_LAYER, MD_BASE (the checkpoint is not the
+/// Writes the companion of the bare pair `slab` beside it, the same bytes that build() would have written with architecture "auto" (a pair
+/// does not say which rule chose its layers), after comparing every number of the pair with the checkpoint. Throws CFG_VALUE (there is a companion), MF_SIGNATURE, MD_LAYER, MD_BASE (the checkpoint is not the
 /// pair's source: the first finding, and how many more) and the codes of compare_with_source.
 AssembleResult add_companion(const Slab& slab, const std::filesystem::path& checkpoint, const SourceCheckOptions& options);
 

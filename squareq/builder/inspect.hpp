@@ -17,7 +17,7 @@ namespace squareq {
 std::vector<TensorShape> original_shapes(const Slab& slab);
 
 /// The architecture that the companion records, checked against the tensors. None for a bare pair or a slab of the generic rule.
-/// Throws MD_ARCH where record and tensors disagree.
+/// Throws MD_ARCH (the record is malformed or names another model than the tensors) and MD_TENSOR (a tensor is missing or of a wrong size).
 std::optional<Architecture> slab_architecture(const Slab& slab);
 
 /// Which block a layer belongs to: by the recorded architecture, or, where there is none, by the name up to its first number.

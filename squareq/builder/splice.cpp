@@ -86,8 +86,12 @@ class BlockChoice {
   std::set<std::string> chosen_;
 };
 
+std::string tensor_text(const TensorRecord& t) {
+  return std::string(dtype_name(t.dtype)) + " " + shape_text(std::vector<std::int64_t>(t.shape.begin(), t.shape.end()));
+}
+
 std::string layer_text(const ManifestLayer& l) {
-  return shape_text(std::vector<std::int64_t>{static_cast<std::int64_t>(l.orig_shape[0]), static_cast<std::int64_t>(l.orig_shape[1])}) +
+  return shape_text(std::vector<std::int64_t>(l.orig_shape.begin(), l.orig_shape.end())) +
          ", pad_k " + std::to_string(l.pad_k) + (l.bias_key ? ", with bias" : ", without bias");
 }
 
@@ -120,9 +124,7 @@ void check_companions(const Companion& a, const Companion& b, Report& report) {
       report.add(Code::MD_TENSOR, "companion tensor " + in_quotes(t.name) + " is not in the other slab's", file, {}, t.name);
     else if (o->dtype != t.dtype || o->shape != t.shape)
       report.add(Code::MD_TENSOR,
-                 "companion tensor " + in_quotes(t.name) + " is " + std::string(dtype_name(t.dtype)) + " of " +
-                     std::to_string(t.elements()) + " elements here and " + std::string(dtype_name(o->dtype)) + " of " +
-                     std::to_string(o->elements()) + " in the other slab's, or has another shape",
+                 "companion tensor " + in_quotes(t.name) + " is " + tensor_text(t) + " here and " + tensor_text(*o) + " in the other slab's",
                  file, {}, t.name);
   }
   for (const TensorRecord& t : b.file.header().tensors)

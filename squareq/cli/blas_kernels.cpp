@@ -28,15 +28,19 @@ bool predates_avx(std::string_view kernels) {
   return false;
 }
 
+constexpr const char* variable = "OPENBLAS_CORETYPE";
+
 }  // namespace
 
-void use_fitting_blas_kernels(char** argv) {
-  constexpr const char* variable = "OPENBLAS_CORETYPE";
-  const char* wanted = fitting_kernels();
-  if (wanted == nullptr || std::getenv(variable) != nullptr) return;
+const char* better_blas_kernels() {
+  if (std::getenv(variable) != nullptr) return nullptr;
   const auto corename = reinterpret_cast<char* (*)()>(dlsym(RTLD_DEFAULT, "openblas_get_corename"));
-  if (corename == nullptr || !predates_avx(corename())) return;
-  if (::setenv(variable, wanted, 1) != 0) return;
+  return corename != nullptr && predates_avx(corename()) ? fitting_kernels() : nullptr;
+}
+
+void use_fitting_blas_kernels(char** argv) {
+  const char* wanted = better_blas_kernels();
+  if (wanted == nullptr || ::setenv(variable, wanted, 1) != 0) return;
   ::execv("/proc/self/exe", argv);  // returns only where it failed: then the slow kernels do the same work
 }
 

@@ -4,8 +4,12 @@
 
 namespace squareq::cli {
 
-/// Where OpenBLAS has done so, starts this program once more with OPENBLAS_CORETYPE naming kernels for the instruction sets that the
-/// processor has; returns otherwise. A value that the user set is left alone. Call first in main, before any thread exists.
+/// The kernels, by OpenBLAS's name, for the instruction sets that the processor has, where OpenBLAS has taken older ones than AVX. Null where
+/// its choice is as good as any, where it is not loaded, and where the user chose (OPENBLAS_CORETYPE).
+const char* better_blas_kernels();
+
+/// Where OpenBLAS has done so, starts this program once more with OPENBLAS_CORETYPE naming the better kernels; returns otherwise. Call first in
+/// main, before any thread exists.
 void use_fitting_blas_kernels(char** argv);
 
 }  // namespace squareq::cli

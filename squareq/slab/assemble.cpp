@@ -137,27 +137,38 @@ std::vector<TensorSpec> SlabAssembly::slab_tensors() const {
 }
 
 void SlabAssembly::check_cover(const FileLayout& slab, const FileLayout* companion) const {
+  const auto refuse = [](const std::string& tensor, const std::string& what) {
+    throw Error(Code::INTERNAL, "tensor " + in_quotes(tensor) + " " + what, {}, {}, tensor);
+  };
   std::map<std::pair<Part, std::string>, std::vector<std::pair<std::uint64_t, std::uint64_t>>> ranges;
   for (const Source& source : sources_)
-    for (const Piece& p : source.pieces) ranges[{source.part, p.target}].emplace_back(p.to, p.to + p.bytes);
+    for (const Piece& p : source.pieces) {
+      const std::uint64_t size = source.tensor->bytes();
+      if (p.from > size || p.bytes > size - p.from)
+        refuse(source.tensor->name, "has " + std::to_string(size) + " bytes; " + std::to_string(p.bytes) + " from byte " +
+                                        std::to_string(p.from) + " are to be taken");
+      ranges[{source.part, p.target}].emplace_back(p.to, p.bytes);
+    }
   const auto check = [&](Part part, const FileLayout& layout) {
     for (const TensorRecord& t : layout.header.tensors) {
-      auto& pieces = ranges[{part, t.name}];
-      std::sort(pieces.begin(), pieces.end());
-      std::uint64_t at = 0;
-      for (const auto& [begin, end] : pieces) {
-        if (begin != at) break;
-        at = end;
+      const std::string size = "of " + std::to_string(t.bytes()) + " bytes ";
+      auto pieces = ranges.extract({part, t.name});
+      std::uint64_t filled = 0;
+      if (pieces) {
+        std::sort(pieces.mapped().begin(), pieces.mapped().end());
+        for (const auto& [to, bytes] : pieces.mapped()) {
+          if (to != filled || bytes > t.bytes() - filled)
+            refuse(t.name, size + "is filled up to byte " + std::to_string(filled) + "; the next piece is " + std::to_string(bytes) +
+                               " bytes at byte " + std::to_string(to));
+          filled += bytes;
+        }
       }
-      if (at != t.bytes())
-        throw Error(
-            Code::INTERNAL,
-            "tensor " + in_quotes(t.name) + " of " + std::to_string(t.bytes()) + " bytes is filled up to byte " + std::to_string(at), {},
-            {}, t.name);
+      if (filled != t.bytes()) refuse(t.name, size + "is filled up to byte " + std::to_string(filled));
     }
   };
   check(Part::slab, slab);
   if (companion) check(Part::companion, *companion);
+  if (!ranges.empty()) refuse(ranges.begin()->first.second, "is the target of a piece, and not in the result");
 }
 
 AssembleResult SlabAssembly::write(const SlabPaths& paths, const AssembleOptions& options) {

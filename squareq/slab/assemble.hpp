@@ -42,7 +42,7 @@ class SlabAssembly {
 
   /// Copies in bounded memory and publishes atomically. Every source tensor is read whole and checked on the way: DT_CHECKSUM where a
   /// companion has its digest, DT_Q_MIN128 and DT_PAD_NONZERO for codes. Throws IO_*, and INTERNAL where the pieces do not cover a target
-  /// tensor exactly.
+  /// tensor exactly and once, leave their source tensor, or go to a tensor that the result does not have.
   AssembleResult write(const SlabPaths& paths, const AssembleOptions& options);
 
  private:

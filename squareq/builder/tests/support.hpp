@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -87,6 +88,21 @@ std::string bytes_of(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
+/// The tensors of a safetensors file, read without the reader under test; `container` makes a file of them again.
+inline std::vector<SourceTensor> tensors_in(const fs::path& path) {
+  const std::string file = slurp(path);
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), 8);
+  std::vector<SourceTensor> tensors;
+  const auto header = nlohmann::ordered_json::parse(file.substr(8, length));
+  for (const auto& [name, t] : header.items()) {
+    if (name == "__metadata__") continue;
+    const std::uint64_t begin = t.at("data_offsets")[0], end = t.at("data_offsets")[1];
+    tensors.push_back({name, t.at("dtype"), t.at("shape"), file.substr(8 + length + begin, end - begin)});
+  }
+  return tensors;
+}
+
 /// Deterministic bf16 values around 0 (uniform in +-0.05, rounded to bf16 by truncation).
 inline std::string bf16_noise(std::uint64_t count, std::uint32_t seed) {
   std::vector<std::uint16_t> values(count);
@@ -125,5 +141,27 @@ inline std::size_t files_in(const fs::path& folder) {
 }
 
 inline fs::path emoji() { return test::fixtures() / "emoji/transformer"; }
+
+/// A small FLUX.1 of fixtures/flux: `guided` in diffusers names, `bfl` the same weights in the other ones.
+inline fs::path flux(const std::string& name) { return test::fixtures() / "flux" / name; }
+
+/// The checkpoint folder `guided` with other tensors.
+inline fs::path changed_flux(const Scratch& scratch, const std::string& name, const std::function<void(SourceTensor&)>& change) {
+  const fs::path folder = scratch.folder(name);
+  std::vector<SourceTensor> tensors = tensors_in(flux("guided") / "model.safetensors");
+  for (SourceTensor& t : tensors) change(t);
+  spit(folder / "model.safetensors", container(tensors));
+  fs::copy_file(flux("guided") / "config.json", folder / "config.json");
+  return folder;
+}
+
+/// A slab in the scratch folder, built by the CPU backend.
+inline Slab built(const Scratch& scratch, const fs::path& model, const std::string& name, const std::function<void(BuildOptions&)>& change = {}) {
+  BuildOptions o = options_for(model, scratch.path(), "auto");
+  o.name = name;
+  o.backend = "cpu";
+  if (change) change(o);
+  return Slab::open(build(o).paths.slab);
+}
 
 }  // namespace squareq::builder_test

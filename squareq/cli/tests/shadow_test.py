@@ -3,9 +3,10 @@
   shadow_test.py PROGRAM LIBRARY_FOLDER [unittest arguments]
 """
 import json
+import tempfile
 import unittest
 
-from support import EMOJI, FLUX, LIBRARIES, CommandTest, main, read_file
+from support import EMOJI, FLUX, LIBRARIES, CommandTest, build_slab, main, read_file
 
 ONE_CHANGE = LIBRARIES / "libsquareq_one_change.so"
 MUTANTS = LIBRARIES / "libsquareq_mutants.so"
@@ -16,9 +17,11 @@ class Forward(CommandTest):
         return ("forward", "--model", self.slab, "--inputs", FLUX / "guided" / "inputs.safetensors", "--lora", FLUX / "guided" / "lora.safetensors",
                 "--grad", "--output", self.path / "out.safetensors", "--shadow", "reference", *more)
 
-    def setUp(self):
-        super().setUp()
-        self.slab = self.build(FLUX / "guided", "slab")
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory(prefix="squareq-cli-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.slab = build_slab(FLUX / "guided", folder.name, "slab")  # only read
 
     def test_our_backends_stay_within_their_bounds(self):
         """SQ-NUM-030. The reference against itself differs by nothing."""

@@ -13,6 +13,7 @@ FLUX = ROOT / "fixtures" / "flux"
 EMOJI = ROOT / "fixtures" / "emoji"
 PROGRAM = sys.argv[1]
 LIBRARIES = pathlib.Path(sys.argv[2])
+SUFFIXES = (".safetensors", ".manifest.json", ".companion.safetensors")  # of a pair and its companion
 
 
 def read_file(path):
@@ -28,17 +29,23 @@ def read_file(path):
 
 def write_file(path, tensors, metadata=None):
     header = {"__metadata__": metadata} if metadata else {}
-    body = b""
+    end = 0
     for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + len(data)]}
+        end += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + body)
+    pathlib.Path(path).write_bytes(b"".join([struct.pack("<Q", len(text)), text, *(data for _, _, data in tensors.values())]))
 
 
 def floats(*values):
     return struct.pack(f"<{len(values)}f", *values)
+
+
+def build_slab(model, folder, name, *more):
+    """squareq build, for what all tests of a class share; the slab's stem."""
+    subprocess.run([PROGRAM, "build", "--model", model, "--out", folder, "--name", name, "--quiet", *more], check=True, stdout=subprocess.DEVNULL)
+    return pathlib.Path(folder) / name
 
 
 class CommandTest(unittest.TestCase):

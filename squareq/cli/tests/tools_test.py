@@ -4,12 +4,14 @@
 """
 import json
 import math
+import pathlib
 import random
 import shutil
 import struct
+import tempfile
 import unittest
 
-from support import EMOJI, FLUX, ROOT, CommandTest, floats, main, read_file, write_file
+from support import EMOJI, FLUX, ROOT, SUFFIXES, CommandTest, build_slab, floats, main, read_file, write_file
 
 
 def bare(folder, name):
@@ -17,7 +19,7 @@ def bare(folder, name):
 
 
 def pair_bytes(stem):
-    return [(stem.parent / f"{stem.name}{suffix}").read_bytes() for suffix in (".safetensors", ".manifest.json")]
+    return [(stem.parent / f"{stem.name}{suffix}").read_bytes() for suffix in SUFFIXES[:2]]
 
 
 def changed_copy(source, target, tensor, change):
@@ -55,7 +57,7 @@ class Convert(CommandTest):
         self.run_squareq("convert", self.path / "native", "--to", "diffusers", "--out", self.path, "--name", "back")
         self.run_squareq("convert", self.path / "back", "--to", "bfl", "--out", self.path, "--name", "native2")
         for a, b in (("emoji", "back"), ("native", "native2")):
-            for suffix in (".safetensors", ".manifest.json", ".companion.safetensors"):
+            for suffix in SUFFIXES:
                 self.assertEqual((self.path / (a + suffix)).read_bytes(), (self.path / (b + suffix)).read_bytes(), a + suffix)
         self.run_squareq("verify", self.path / "native")
 
@@ -126,7 +128,7 @@ class OtherFamilies(CommandTest):
             slab = self.build(self.path / "m.safetensors", "slab")
             self.run_squareq("convert", slab, "--to", scheme, "--out", self.path, "--name", "native")
             self.run_squareq("convert", self.path / "native", "--to", "diffusers", "--out", self.path, "--name", "back")
-            for suffix in (".safetensors", ".manifest.json", ".companion.safetensors"):
+            for suffix in SUFFIXES:
                 self.assertEqual((self.path / ("slab" + suffix)).read_bytes(), (self.path / ("back" + suffix)).read_bytes(), model + suffix)
             found = {n: t[1] for n, t in read_file(self.path / "native.companion.safetensors")[0].items()}
             for layer in json.loads((self.path / "native.manifest.json").read_text())["layers"]:
@@ -168,17 +170,34 @@ class VerifyModel(CommandTest):
         self.assertEqual(self.codes("verify", self.path / "pair", "--model-topology", status=2), {"CFG_FLAG"})
 
 
+def negated(data):
+    """bf16 numbers with their signs changed."""
+    out = bytearray(data)
+    out[1::2] = out[1::2].translate(bytes(b ^ 0x80 for b in range(256)))
+    return bytes(out)
+
+
 class Splice(CommandTest):
-    def setUp(self):
-        super().setUp()
-        self.a = self.build(EMOJI / "transformer", "a")
-        negate = lambda d: bytes(b ^ 0x80 if i % 2 else b for i, b in enumerate(d))
-        model = self.path / "model"
+    """`a` is the slab of a model, `b` that of the same model with every sign changed; both are built once and never written."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.built = tempfile.TemporaryDirectory(prefix="squareq-cli-")
+        cls.addClassCleanup(cls.built.cleanup)
+        model = pathlib.Path(cls.built.name) / "model"
         shutil.copytree(EMOJI / "transformer", model)
         (file,) = model.glob("*.safetensors")
         tensors, metadata = read_file(file)
-        write_file(file, {n: (t[0], t[1], negate(t[2])) for n, t in tensors.items()}, metadata)
-        self.b = self.build(model, "b")
+        write_file(file, {n: (t[0], t[1], negated(t[2])) for n, t in tensors.items()}, metadata)
+        for source, name in ((EMOJI / "transformer", "a"), (model, "b")):
+            build_slab(source, cls.built.name, name)
+
+    def setUp(self):
+        super().setUp()
+        for name in "ab":
+            for suffix in SUFFIXES:
+                shutil.copy(pathlib.Path(self.built.name) / (name + suffix), self.path)
+        self.a, self.b = self.path / "a", self.path / "b"
 
     def test_blocks_come_from_the_other_slab(self):
         """SQ-FMT-105."""

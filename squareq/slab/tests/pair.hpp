@@ -41,6 +41,9 @@ struct Pair {
   };
   Manifest manifest{"0123456789abcdef", "test", {make_layer("a", 2, 3, 4, true), make_layer("b.c", 1, 4, 4, false)}};
   std::string text = manifest_text(manifest);
+  // Of the companion:
+  std::string architecture = R"({"id":"test","config":{}})", source = R"({"files":[]})";
+  TensorData norm = {FileDtype::BF16, {3}, std::string("\x80\x3f\x80\x3f\x80\x3f", 6)};
 
   void replace(const std::string& from, const std::string& to) {
     const std::size_t at = text.find(from);
@@ -72,8 +75,8 @@ struct Pair {
     for (const auto& [name, t] : tensors) writer.write(name, 0, t.bytes.data(), t.bytes.size());
     std::vector<std::uint64_t> digests;
     for (std::size_t i = 0; i < writer.layout().header.tensors.size(); ++i) digests.push_back(writer.digest(i));
-    CompanionWriter companion(paths.companion, {{"norm.weight", FileDtype::BF16, {3}}}, writer.layout(), R"({"id":"test","config":{}})", R"({"files":[]})", with_seams);
-    companion.write("norm.weight", 0, "\x80\x3f\x80\x3f\x80\x3f", 6);
+    CompanionWriter companion(paths.companion, {{"norm.weight", norm.dtype, norm.shape}}, writer.layout(), architecture, source, with_seams);
+    companion.write("norm.weight", 0, norm.bytes.data(), norm.bytes.size());
     companion.finish(make_integrity(writer.layout(), text, digests));
     publish_slab(paths, writer, &companion, text, options);
     return paths;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <deque>
 #include <nlohmann/json.hpp>
 
 #include "squareq/bounds.hpp"
@@ -84,6 +85,27 @@ struct Branch {
     const double g = gamma_of(x.size(1)), w = bounds::operand_roundoff(to_sq_dtype(dtype));
     h_error = (g + w * (1 + g)) * x.abs().matmul(a.abs().t());
   }
+};
+
+/// Host tensors of one call as the contract takes them. Where they point stays put for as long as this lives.
+class Views {
+ public:
+  /// Null for an undefined tensor.
+  const sq_tensor* operator()(const Tensor& t) { return t.defined() ? &tensors_.emplace_back(view_of(t)) : nullptr; }
+
+  /// The branch, or null without one.
+  const sq_lora* lora(float scaling, const Tensor& a_t, const Tensor& b_t, const Tensor& own_x) {
+    if (!a_t.defined()) return nullptr;
+    lora_.scaling = scaling;
+    lora_.a_t = (*this)(a_t);
+    lora_.b_t = (*this)(b_t);
+    lora_.x = (*this)(own_x);
+    return &lora_;
+  }
+
+ private:
+  std::deque<sq_tensor> tensors_;
+  sq_lora lora_ = sized<sq_lora>();
 };
 
 std::string file_stem(std::string text) {
@@ -188,21 +210,12 @@ void Shadow::forward(const LinearCall& call, const sq_weight_ref& weight, const 
   auto args = sized<sq_linear_forward_args>();
   args.activation = call.activation;
   args.weight = &layer.ref;
-  std::vector<sq_tensor> views;
-  views.reserve(8);
-  const auto view = [&](const Tensor& t) -> const sq_tensor* { return t.defined() ? &views.emplace_back(view_of(t)) : nullptr; };
+  Views view;
   args.x = view(host_x);
   args.y = view(y);
   args.preactivation = view(preactivation);
   args.h = view(h);
-  auto lora = sized<sq_lora>();
-  if (a_t.defined()) {
-    lora.scaling = call.scaling;
-    lora.a_t = view(a_t);
-    lora.b_t = view(b_t);
-    lora.x = view(own_x);
-    args.lora = &lora;
-  }
+  args.lora = view.lora(call.scaling, a_t, b_t, own_x);
   squareq::call(backend_.linear().linear_forward, backend_, args);
 
   // The rows "base sum of Y" to "activation of v" of the table in spec/35-numerics.md.
@@ -247,20 +260,13 @@ void Shadow::backward(const LinearCall& call, const sq_weight_ref& weight, const
   auto args = sized<sq_linear_backward_args>();
   args.activation = call.activation;
   args.weight = &layer.ref;
-  std::vector<sq_tensor> views;
-  views.reserve(12);
-  const auto view = [&](const Tensor& t) -> const sq_tensor* { return t.defined() ? &views.emplace_back(view_of(t)) : nullptr; };
+  Views view;
   args.dy = view(dy);
   args.preactivation = view(preactivation);
   args.x = view(host_x);
   args.dx = view(dx);
-  auto lora = sized<sq_lora>();
-  if (a_t.defined()) {
-    lora.scaling = call.scaling;
-    lora.a_t = view(a_t);
-    lora.b_t = view(b_t);
-    lora.x = view(own_x);
-    args.lora = &lora;
+  args.lora = view.lora(call.scaling, a_t, b_t, own_x);
+  if (args.lora) {
     args.h = view(h);
     args.da_t = view(da_t);
     args.db_t = view(db_t);
