@@ -45,7 +45,7 @@ std::pair<int, json> run_one(const GateOptions& given, const std::string& id) {
   GateOptions options = given;
   options.filter = exactly(id);
   options.quiet = true;
-  options.timeout_s = 60;
+  if (options.timeout_s == 0) options.timeout_s = 60;
   options.report = std::filesystem::temp_directory_path() / ("squareq-mutant-" + std::to_string(::getpid()) + ".jsonl");
   const int status = run_gates(options);
   std::ifstream report(options.report);
