@@ -1,12 +1,12 @@
 #include "gates/harness/placement.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <deque>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <set>
 #include <vector>
@@ -202,42 +202,55 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
   return placed->inner->linear->explain(context, op, args, sink, user, error);
 }
 
-/// The parts of a leased layer as host memory: what the device held when they were asked for, at addresses with the same alignment.
+/// The layers of one lease as host memory: what the device held when they were asked for, at the distances from each other and with the
+/// alignment that they have there, so that cases can judge where parts lie.
 class Mirror {
  public:
-  explicit Mirror(const sq_weight& weight) {
-    for (std::uint32_t i = 0; i < weight.part_count; ++i) {
-      sq_part part = weight.parts[i];
-      std::uint64_t bytes = dtype_bytes(part.tensor.dtype);
-      for (std::int32_t d = 0; d < part.tensor.rank; ++d) bytes *= static_cast<std::uint64_t>(part.tensor.shape[d]);
-      const std::uint64_t off = reinterpret_cast<std::uintptr_t>(part.tensor.data) % kAlignment;
-      std::byte* memory = memory_.emplace_back(new (std::align_val_t{kAlignment}) std::byte[bytes + off]).get();
-      place(memory, bytes + off);
-      placed->device.to_host(memory + off, part.tensor.data, bytes);
-      part.tensor.data = memory + off;
-      part.tensor.device = {SQ_CPU, 0};
-      parts_.push_back(part);
-    }
+  Mirror() : memory_(static_cast<std::byte*>(mmap(nullptr, 2 * kReach, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
+    if (memory_ == MAP_FAILED) throw Error(Code::HOST_OOM, "the suite got no address space for the layers of a lease");
   }
   Mirror(const Mirror&) = delete;
   Mirror& operator=(const Mirror&) = delete;
   ~Mirror() {
-    for (const auto& memory : memory_) unplace(memory.get());
+    for (std::byte* start : placed_) unplace(start);
+    munmap(memory_, 2 * kReach);
   }
-  const sq_part* parts() const { return parts_.data(); }
+
+  /// Copies the parts of `weight` here; valid as long as the mirror.
+  const sq_part* parts(const sq_weight& weight) {
+    std::vector<sq_part>& copies = parts_.emplace_back(weight.parts, weight.parts + weight.part_count);
+    for (sq_part& part : copies) {
+      std::uint64_t bytes = dtype_bytes(part.tensor.dtype);
+      for (std::int32_t d = 0; d < part.tensor.rank; ++d) bytes *= static_cast<std::uint64_t>(part.tensor.shape[d]);
+      const auto on_device = reinterpret_cast<std::uintptr_t>(part.tensor.data);
+      if (!first_) first_ = on_device;
+      const auto distance = static_cast<std::int64_t>(on_device - *first_);
+      const auto reach = static_cast<std::int64_t>(kReach);
+      if (distance < -reach || distance + static_cast<std::int64_t>(bytes + kPage) > reach)
+        throw Error(Code::INTERNAL, "part '" + std::string(part.name) + "' lies " + std::to_string(distance) + " bytes from the first part of its lease");
+      std::byte* host = memory_ + kReach + *first_ % kPage + distance;
+      std::byte* start = host - reinterpret_cast<std::uintptr_t>(host) % kAlignment;
+      if (placed_.insert(start).second) place(start, bytes + static_cast<std::size_t>(host - start));
+      placed->device.to_host(host, part.tensor.data, bytes);
+      part.tensor.data = host;
+      part.tensor.device = {SQ_CPU, 0};
+    }
+    return copies.data();
+  }
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{kAlignment}); }
-  };
-  std::deque<std::unique_ptr<std::byte[], Free>> memory_;
-  std::vector<sq_part> parts_;
+  static constexpr std::uint64_t kPage = 4096;
+  static constexpr std::uint64_t kReach = 1ull << 30;  // to either side of the first part; address space, not memory
+  std::byte* memory_;
+  std::optional<std::uintptr_t> first_;
+  std::set<std::byte*> placed_;
+  std::deque<std::vector<sq_part>> parts_;
 };
 
 /// By session and lease; gone with either.
 std::mutex mirrors_mutex;
-std::map<std::pair<std::uint64_t, sq_lease>, std::deque<Mirror>>& mirrors() {
-  static std::map<std::pair<std::uint64_t, sq_lease>, std::deque<Mirror>> all;
+std::map<std::pair<std::uint64_t, sq_lease>, Mirror>& mirrors() {
+  static std::map<std::pair<std::uint64_t, sq_lease>, Mirror> all;
   return all;
 }
 
@@ -259,7 +272,7 @@ sq_status lease_weight(sq_context* context, std::uint64_t session, sq_lease leas
   if (status != SQ_OK) return status;
   placed->device.synchronize();  // the stream has passed the lease's copy
   const std::lock_guard lock(mirrors_mutex);
-  weight->parts = mirrors()[{session, lease}].emplace_back(*weight).parts();
+  weight->parts = mirrors()[{session, lease}].parts(*weight);
   return status;
 }
 

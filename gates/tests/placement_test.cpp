@@ -242,7 +242,7 @@ TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-017
   int ran = 0;
   for (const Case& c : all_cases()) {
     const bool wanted = c.id.starts_with("dequantize.") || c.id.starts_with("loading.lease.") || c.id.starts_with("forward.strided") || c.id.starts_with("lora.") ||
-                        c.id == "forward.refusals" || c.id == "linear.no_rows" || c.id == "forward.differential.bf16" || c.id == "memory.refused" || c.id == "memory.stream_bytes" ||
+                        c.id == "forward.refusals" || c.id == "linear.no_rows" || c.id == "forward.differential.bf16" || c.id == "memory.refused" || c.id == "memory.stream_bytes" || c.id == "registry.described" ||
                         c.id == "training.streamed.slots2.lookahead1.late_reads.residents" || c.id == "training.released_lease" || c.id == "training.failed_read" ||
                         c.id == "training.two_sessions" || c.id == "training.differential" || c.id.starts_with("vector.forward");
     if (!wanted) continue;
