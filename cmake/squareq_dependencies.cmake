@@ -33,6 +33,8 @@ if(SQUAREQ_WITH_TORCH)
   add_library(squareq_torch INTERFACE)
   target_include_directories(squareq_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
   target_link_libraries(squareq_torch INTERFACE ${TORCH_LIBRARIES})
+  # At -O1 GCC takes the counts inside libtorch's pointers for objects of size 0.
+  target_compile_options(squareq_torch INTERFACE $<BUILD_INTERFACE:$<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>>)
   # On a machine with two libtorches a wrong prefix mixes the headers of one with the library of the other: refuse at configure time.
   find_file(torch_version_header torch/version.h PATHS ${TORCH_INCLUDE_DIRS} NO_DEFAULT_PATH NO_CACHE)
   cmake_path(GET TORCH_LIBRARY PARENT_PATH torch_library_dir)
@@ -52,5 +54,9 @@ endif()
 
 if(SQUAREQ_WITH_CUDA)
   enable_language(CUDA)
+  # For a project that requires 3.25, CMake 3.25 marks a library as deprecated that CUDA 13 no longer has, and ends there.
+  set(required_version ${CMAKE_MINIMUM_REQUIRED_VERSION})
+  set(CMAKE_MINIMUM_REQUIRED_VERSION 3.24)
   find_package(CUDAToolkit REQUIRED)
+  set(CMAKE_MINIMUM_REQUIRED_VERSION ${required_version})
 endif()
