@@ -92,6 +92,6 @@ function(squareq_test name)
   target_link_libraries(${name} PRIVATE squareq_contract squareq_flags squareq_test_places ${arg_LIBRARIES} GTest::gtest GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   include(GoogleTest)
-  gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT
     "SQUAREQ_BACKEND_PATH=${CMAKE_BINARY_DIR}/lib" ${SQUAREQ_TEST_BLAS})
 endfunction()
