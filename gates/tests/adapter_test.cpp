@@ -26,6 +26,38 @@ std::string command(const std::string& mode, const std::string& more = {}) {
   return "exec python3 '" + (test::source_dir() / "gates/tests/odd_adapter.py").string() + "' " + mode + (more.empty() ? "" : " '" + more + "'");
 }
 
+/// A context from the table of an adapter, and a dequantize of W [2, 3] = 0.5 * (-2 ... 3) into `out` [2, 3] F32 to call on it.
+struct Dequantize {
+  const sq_implementation* table;
+  sq_context* context = nullptr;
+  sq_error error = make_error();
+  sq_status created;
+  Layer layer = two_by_three();
+  DirectWeight direct{layer};
+  Guarded out{"out", Role::out, SQ_F32, {2, 3}, 5};
+  sq_dequantize_args args = sized<sq_dequantize_args>();
+
+  explicit Dequantize(const sq_implementation* of) : table(of) {
+    auto host = sized<sq_host>();
+    host.abi_version = SQ_ABI_VERSION;
+    args.weight = direct.ref();
+    args.out = out.tensor();
+    created = table->create(&host, &context, &error);
+  }
+  Dequantize(const Dequantize&) = delete;
+  Dequantize& operator=(const Dequantize&) = delete;
+  ~Dequantize() { table->destroy(context); }
+
+  sq_status call() { return table->linear->dequantize(context, &args, &error); }
+
+  static Layer two_by_three() {
+    Layer layer("layer", 2, 3, 4, false);
+    for (int i = 0; i < 6; ++i) layer.qweight.set(i / 3, i % 3, i - 2);
+    layer.scale.fill(0.5);
+    return layer;
+  }
+};
+
 /// One dequantize through the table of an adapter: status, message, and whether the output is untouched.
 struct Outcome {
   Code code;
@@ -38,28 +70,17 @@ struct Outcome {
 Outcome call_once(const std::string& mode, Session::Limits limits = {30s, 20s}) {
   Session session(command(mode), limits);
   session.start();
-  const sq_implementation* table = table_of(session);
-  auto host = sized<sq_host>();
-  host.abi_version = SQ_ABI_VERSION;
-  sq_context* context = nullptr;
-  sq_error e = make_error();
-  Layer layer("layer", 2, 3, 4, false);
-  for (int i = 0; i < 6; ++i) layer.qweight.set(i / 3, i % 3, i - 2);
-  layer.scale.fill(0.5);
-  const DirectWeight direct(layer);
-  Guarded out("out", Role::out, SQ_F32, {2, 3}, 5);
-  auto args = sized<sq_dequantize_args>();
-  args.weight = direct.ref();
-  args.out = out.tensor();
-  out.arm();
-  sq_status status = table->create(&host, &context, &e);
-  if (mode == "unasked") std::this_thread::sleep_for(500ms);  // until the line that nobody asked for is there
-  if (status == SQ_OK) status = table->linear->dequantize(context, &args, &e);
-  Outcome outcome{static_cast<Code>(status), e.message, e.layer, e.tensor, out.damage_after_refusal().empty(), out.values(), {}};
-  if (status == SQ_OK) {
-    EXPECT_EQ(out.damage_after_success(), "");
+  Outcome outcome;
+  {
+    Dequantize one(table_of(session));
+    one.out.arm();
+    if (mode == "unasked") std::this_thread::sleep_for(500ms);  // until the line that nobody asked for is there
+    const sq_status status = one.created == SQ_OK ? one.call() : one.created;
+    outcome = {static_cast<Code>(status), one.error.message, one.error.layer, one.error.tensor, one.out.damage_after_refusal().empty(), one.out.values(), {}};
+    if (status == SQ_OK) {
+      EXPECT_EQ(one.out.damage_after_success(), "");
+    }
   }
-  table->destroy(context);
   session.after_case(outcome.verdict);
   return outcome;
 }
@@ -78,21 +99,10 @@ TEST(Adapter, no_tensor_file_outlives_its_answer) {  // SQ-ADP-032
   const std::set<std::filesystem::path> before = tensor_files();
   Session session(command("sound"), {30s, 20s});
   session.start();
-  const sq_implementation* table = table_of(session);
-  auto host = sized<sq_host>();
-  host.abi_version = SQ_ABI_VERSION;
-  sq_context* context = nullptr;
-  sq_error e = make_error();
-  ASSERT_EQ(table->create(&host, &context, &e), SQ_OK) << e.message;
-  const Layer layer("layer", 2, 3, 4, false);
-  const DirectWeight direct(layer);
-  Guarded out("out", Role::out, SQ_F32, {2, 3}, 5);
-  auto args = sized<sq_dequantize_args>();
-  args.weight = direct.ref();
-  args.out = out.tensor();
-  ASSERT_EQ(table->linear->dequantize(context, &args, &e), SQ_OK) << e.message;
+  Dequantize one(table_of(session));
+  ASSERT_EQ(one.created, SQ_OK) << one.error.message;
+  ASSERT_EQ(one.call(), SQ_OK) << one.error.message;
   for (const std::filesystem::path& file : tensor_files()) EXPECT_TRUE(before.contains(file)) << file;
-  table->destroy(context);
 }
 
 TEST(Adapter, tensors_travel_both_ways) {  // SQ-ADP-010, SQ-ADP-020, SQ-ADP-030
