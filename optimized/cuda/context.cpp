@@ -31,7 +31,7 @@ int device_count() {
 std::optional<DeviceInfo> device_info(int index) {
   cudaDeviceProp properties{};
   if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) return std::nullopt;
-  return DeviceInfo{index, properties.name, properties.major, properties.minor, properties.totalGlobalMem};
+  return DeviceInfo{index, properties.name, properties.major, properties.minor, properties.multiProcessorCount, properties.totalGlobalMem};
 }
 
 std::optional<Problem> why_unusable() {
@@ -70,6 +70,7 @@ void configure(sq_context& context, const sq_host* given) {
   context.device_name = info->name;
   context.major = info->major;
   context.minor = info->minor;
+  context.multiprocessors = info->multiprocessors;
   const CurrentDevice current(context);
   context.nonfinite.allocate();
 }

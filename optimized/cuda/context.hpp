@@ -50,6 +50,7 @@ struct sq_context {
   std::optional<sq_allocator> allocator;  // none: CUDA's stream-ordered allocator for scratch, its plain one for sessions
   std::string device_name;
   int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
   std::string first_kernel;  // $SQUAREQ_CUDA_KERNEL: no kernel before it in the table is used
   squareq::cuda::NonfiniteTotals nonfinite;
   // Operations take the context as const: none of its settings changes. Sessions come and go.
@@ -66,7 +67,7 @@ std::optional<Problem> why_unusable();
 struct DeviceInfo {
   int index = 0;
   std::string name;
-  int major = 0, minor = 0;
+  int major = 0, minor = 0, multiprocessors = 0;
   std::uint64_t bytes = 0;
 };
 std::optional<DeviceInfo> device_info(int index);

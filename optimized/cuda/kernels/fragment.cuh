@@ -78,8 +78,10 @@ template <class T>
 __device__ unsigned widen(unsigned x);
 template <>
 __device__ inline unsigned widen<__nv_bfloat16>(unsigned x) {
-  // q = (128 + low seven bits) - (128 or 256): both are exact in bf16, and so is the difference.
-  const unsigned low = (x & 0x007F007Fu) | 0x43004300u, high = (x & 0x00800080u) | 0x43004300u;
+  // q = (128 + low seven bits) - (128 or 256): both are exact in bf16, and so is the difference. Each half in one instruction, (x & mask) | 128.
+  unsigned low, high;
+  asm("lop3.b32 %0, %1, 0x007F007F, %2, 0xEA;" : "=r"(low) : "r"(x), "r"(0x43004300u));
+  asm("lop3.b32 %0, %1, 0x00800080, %2, 0xEA;" : "=r"(high) : "r"(x), "r"(0x43004300u));
   const __nv_bfloat162 difference = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&high));
   return *reinterpret_cast<const unsigned*>(&difference);
 }
@@ -90,38 +92,57 @@ __device__ inline unsigned widen<__half>(unsigned x) {
   return *reinterpret_cast<const unsigned*>(&difference);
 }
 
-/// Features [16 * group, 16 * group + 16) of the weight's tile at `tile`, for one step.
+/// Features [16 * group, 16 * group + 16) of the weight's tile, for one step: where a lane's bytes lie in the tile, the bytes as they are loaded, and the
+/// operand made of them.
 template <class T, bool kTransposed>
 struct WeightFragment {
-  __device__ static void load(unsigned (&a)[4], unsigned tile, int group, int step, int lane) {
+  static constexpr int kWords = kTransposed ? 2 : 4, kPlaces = kTransposed ? 1 : 2;
+
+  __device__ static void place(unsigned (&at)[kPlaces], int group, int step, int lane) {
     if constexpr (kTransposed) {
-      unsigned r0, r1;
-      const int row = 16 * step + (lane & 15);
-      load_two_matrices_transposed(r0, r1, tile + swizzled_128(row, group));
-      a[0] = widen<T>(r0), a[1] = widen<T>(r0 >> 8), a[2] = widen<T>(r1), a[3] = widen<T>(r1 >> 8);
+      at[0] = swizzled_128(16 * step + (lane & 15), group);
     } else {
-      const int g = lane >> 2, t = lane & 3;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const unsigned at = tile + swizzled_64(16 * group + feature_of<false>(g, half), step) + 2 * t;
-        a[half] = widen<T>(__byte_perm(load_two_bytes(at), 0, 0x4140));
-        a[half + 2] = widen<T>(__byte_perm(load_two_bytes(at + 8), 0, 0x4140));
-      }
+      for (int half = 0; half < 2; ++half) at[half] = swizzled_64(16 * group + feature_of<false>(lane >> 2, half), step) + 2 * (lane & 3);
+    }
+  }
+  __device__ static void load(unsigned (&raw)[kWords], unsigned tile, const unsigned (&at)[kPlaces]) {
+    if constexpr (kTransposed) {
+      load_two_matrices_transposed(raw[0], raw[1], tile + at[0]);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) raw[half] = load_two_bytes(tile + at[half]), raw[half + 2] = load_two_bytes(tile + at[half] + 8);
+    }
+  }
+  __device__ static void convert(unsigned (&a)[4], const unsigned (&raw)[kWords]) {
+    if constexpr (kTransposed) {
+      a[0] = widen<T>(raw[0]), a[1] = widen<T>(raw[0] >> 8), a[2] = widen<T>(raw[1]), a[3] = widen<T>(raw[1] >> 8);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = widen<T>(__byte_perm(raw[i], 0, 0x4140));
     }
   }
 };
 
 template <bool kTransposed>
 struct WeightFragment<signed char, kTransposed> {
-  __device__ static void load(unsigned (&a)[4], unsigned tile, int group, int step, int lane) {
+  static constexpr int kWords = 4, kPlaces = 1;
+
+  __device__ static void place(unsigned (&at)[1], int group, int step, int lane) {
+    if constexpr (kTransposed) at[0] = swizzled_128(32 * step + lane, group);
+    else at[0] = swizzled_128(16 * group + feature_of<false>(lane & 7, lane >> 3 & 1), 2 * step + (lane >> 4));
+  }
+  __device__ static void load(unsigned (&raw)[4], unsigned tile, const unsigned (&at)[1]) {
+    if constexpr (kTransposed) load_matrices_transposed(raw, tile + at[0]);
+    else load_matrices(raw, tile + at[0]);
+  }
+  __device__ static void convert(unsigned (&a)[4], const unsigned (&raw)[4]) {
     if constexpr (kTransposed) {
-      unsigned r[4];
-      load_matrices_transposed(r, tile + swizzled_128(32 * step + lane, group));
-      a[0] = __byte_perm(r[0], r[1], 0x6420), a[1] = __byte_perm(r[0], r[1], 0x7531);
-      a[2] = __byte_perm(r[2], r[3], 0x6420), a[3] = __byte_perm(r[2], r[3], 0x7531);
+      a[0] = __byte_perm(raw[0], raw[1], 0x6420), a[1] = __byte_perm(raw[0], raw[1], 0x7531);
+      a[2] = __byte_perm(raw[2], raw[3], 0x6420), a[3] = __byte_perm(raw[2], raw[3], 0x7531);
     } else {
-      const int row = 16 * group + feature_of<false>(lane & 7, lane >> 3 & 1);
-      load_matrices(a, tile + swizzled_128(row, 2 * step + (lane >> 4)));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = raw[i];
     }
   }
 };
@@ -154,14 +175,14 @@ struct Multiply<signed char> {
 };
 
 /// A lane's four sums of a fragment, as they are, into the tile in shared memory: rows [8 * row_group, + 8), features [16 * feature_group, + 16).
-template <bool kTransposed, class S>
+template <bool kTransposed, int kPitch = kTilePitch, class S>
 __device__ void stage_fragment(float* tile, const S (&sums)[4], int feature_group, int row_group, int lane) {
   const int g = lane >> 2, t = lane & 3;
   const bool swap = !kTransposed && g >= 4;  // feature_of gives the higher feature first there
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const auto low = static_cast<float>(sums[i]), high = static_cast<float>(sums[2 + i]);
-    float* to = tile + (8 * row_group + 2 * t + i) * kTilePitch + 16 * feature_group + 2 * g;
+    float* to = tile + (8 * row_group + 2 * t + i) * kPitch + 16 * feature_group + 2 * g;
     *reinterpret_cast<float2*>(to) = swap ? make_float2(high, low) : make_float2(low, high);
   }
 }
@@ -202,7 +223,7 @@ __device__ void branch_of_32(const Finish& f, float (&sums)[kGroups][4], int fir
 }
 
 /// Scales the sums of kRowGroups fragments that this warp staged and adds the branch to them. Every lane touches only what it wrote itself.
-template <bool kTransposed, int kRowGroups>
+template <bool kTransposed, int kRowGroups, int kPitch = kTilePitch>
 __device__ void add_branch(const Finish& f, float* tile, int feature_group, int first_row_group, int first_feature, int first_row, int columns, int rows, int lane) {
   constexpr int kGroups = kRowGroups < 8 ? kRowGroups : 8;  // at a time, so that their loads overlap
   const int g = lane >> 2, t = lane & 3;
@@ -224,7 +245,7 @@ __device__ void add_branch(const Finish& f, float* tile, int feature_group, int 
       const int local_row = 8 * group + i / 4 * 8 + 2 * t + (i & 1), half = i >> 1 & 1;
       if (first_row + local_row >= rows) continue;
       const float of_row = f.row_scale ? f.row_scale[first_row + local_row] : 1.0f;
-      float& sum = tile[local_row * kTilePitch + 16 * feature_group + feature_of<kTransposed>(g, half)];
+      float& sum = tile[local_row * kPitch + 16 * feature_group + feature_of<kTransposed>(g, half)];
       sum = __fmaf_rn(f.scaling, branch[i / 4][i % 4], scaled(sum, f.factor, of_row, of_column[half]));
     }
   }

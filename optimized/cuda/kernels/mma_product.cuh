@@ -66,7 +66,13 @@ __global__ void __launch_bounds__(kThreads, 2) mma_kernel(const __grid_constant_
     for (int step = 0; step < kSteps; ++step) {
       unsigned a[2][4], b[kRowGroups / 2][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) WeightFragment<T, kTransposed>::load(a[i], weight, feature_group + i, step, lane);
+      for (int i = 0; i < 2; ++i) {
+        using Fragment = WeightFragment<T, kTransposed>;
+        unsigned at[Fragment::kPlaces], raw[Fragment::kWords];
+        Fragment::place(at, feature_group + i, step, lane);
+        Fragment::load(raw, weight, at);
+        Fragment::convert(a[i], raw);
+      }
 #pragma unroll
       for (int j = 0; j < kRowGroups / 2; ++j)
         load_matrices(b[j], activations + swizzled_128(8 * (first_group + 2 * j) + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));

@@ -32,6 +32,18 @@ struct Finish {
   Output y, preactivation;
 };
 
+/// How the wgmma kernel shares a product out: tiles of `rows` by 2 x 128 features over clusters of two blocks. The slices of the first `tiles` tiles
+/// are shared out evenly, so that a tile may have parts in several clusters; the rest go to one cluster each.
+struct WorkSplit {
+  std::int32_t rows = 0, clusters = 0, tiles = 0;
+  std::int32_t share = 0, longer = 0;  // slices of the split tiles per cluster; the first `longer` clusters have one more
+  std::uint32_t reciprocal = 0;        // ceil(2^32 / slices of a tile): a multiplication finds the tile of a slice
+  void* partial = nullptr;      // with tiles > 0: split_bytes() of workspace
+  unsigned* arrived = nullptr;  // split_flags() of them, zero before the launch
+};
+inline std::int64_t split_bytes(const WorkSplit& s) { return s.tiles ? std::int64_t{s.clusters} * s.rows * 256 * 4 : 0; }
+inline std::int64_t split_flags(const WorkSplit& s) { return s.tiles ? std::int64_t{s.clusters} * 4 : 0; }
+
 /// sum over depth of activations[row, d] * weight(column, d). `transposed` false: weight is [columns, depth] (forward); true: it is
 /// [depth, columns] (dX), from the same bytes. Codes that meet a transposed weight lie in the order of gradient_rows().
 struct WeightProduct {
@@ -44,14 +56,16 @@ struct WeightProduct {
   std::int32_t rows, columns, depth;
   std::int32_t activation_depth;  // columns of the activations that may be read: depth, or whole groups of 16 where codes are permuted
   Finish finish;
+  const float* depth_scale = nullptr;  // [depth], wgmma on a transposed weight in BF16 only: multiplies the weight's codes, rounded once
+  WorkSplit split;                     // wgmma only
 };
 
 /// Tensor cores through mma.sync, every architecture; any address and stride. token_tile: 64 or 128 rows per block.
 cudaError_t mma_product(const WeightProduct& p, int token_tile, cudaStream_t stream);
 
 /// Tensor cores through wgmma fed by TMA, compute capability 9.0 only: both operands must start at, and have rows at, multiples of 16 bytes.
-/// token_tile: 64, 128 or 256. cudaErrorNotSupported where the driver offers no tensor maps.
-cudaError_t wgmma_product(const WeightProduct& p, int token_tile, cudaStream_t stream);
+/// split.rows: 64, 128 or 256. cudaErrorNotSupported where the driver offers no tensor maps.
+cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream);
 
 /// An operand of the plain product: element (outer, inner) lies at outer * outer_stride + inner * inner_stride.
 struct Operand {

@@ -1,5 +1,7 @@
 #include "optimized/cuda/kernels/wgmma_product.hpp"
 
+#include <algorithm>
+
 #include "squareq/contract.h"
 #include "squareq/tensor.hpp"
 
@@ -28,9 +30,20 @@ bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, std::i
                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+/// Whether the finished values are one 16-bit output at multiples of 16 bytes: then the copy engine writes it.
+bool encode_output(CUtensorMap* map, const WeightProduct& p) {
+  const Finish& f = p.finish;
+  if (f.activation != SQ_ACT_NONE || f.preactivation.data || f.y.dtype == SQ_F32 || (f.rank && f.low_dtype == SQ_F32)) return false;
+  if (f.rank > (p.dtype == SQ_I8 && p.split.rows == 256 ? 32 : 64)) return false;  // the branch's rows lie where the values go out
+  if ((reinterpret_cast<std::uintptr_t>(f.y.data) | static_cast<std::uintptr_t>(f.y.stride * 2)) % 16 != 0 || f.y.stride < p.columns) return false;
+  const int rows = p.dtype == SQ_I8 ? std::min(p.split.rows, 128) : p.split.rows;
+  return encode(map, f.y.dtype == SQ_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, f.y.data, p.columns, p.rows, f.y.stride * 2, 64,
+                rows, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 }  // namespace
 
-cudaError_t wgmma_product(const WeightProduct& p, int token_tile, cudaStream_t stream) {
+cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream) {
   if (!encode_function()) return cudaErrorNotSupported;
   const int width = static_cast<int>(dtype_bytes(p.dtype)), depth = 128 / width;
   const CUtensorMapDataType type = p.dtype == SQ_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
@@ -40,14 +53,15 @@ cudaError_t wgmma_product(const WeightProduct& p, int token_tile, cudaStream_t s
   const CUtensorMapSwizzle weight_swizzle = !p.transposed && width == 2 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
   const bool encoded =
       encode(&maps.activations, type, p.activations, p.activation_depth, p.rows, p.activation_stride * width, depth,
-             token_tile / kClusterSize, CU_TENSOR_MAP_SWIZZLE_128B) &&
+             p.split.rows / kClusterSize, CU_TENSOR_MAP_SWIZZLE_128B) &&
       encode(&maps.weight, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.weight, p.transposed ? p.columns : p.depth, p.transposed ? p.depth : p.columns,
              p.weight_stride, p.transposed ? 128 : depth, p.transposed ? depth : 128, weight_swizzle);
   if (!encoded) return cudaErrorInvalidValue;
+  maps.y_mapped = encode_output(&maps.y, p);
   switch (p.dtype) {
-    case SQ_BF16: return wgmma_product_bf16(p, maps, token_tile, stream);
-    case SQ_F16: return wgmma_product_f16(p, maps, token_tile, stream);
-    default: return wgmma_product_i8(p, maps, token_tile, stream);
+    case SQ_BF16: return wgmma_product_bf16(p, maps, stream);
+    case SQ_F16: return wgmma_product_f16(p, maps, stream);
+    default: return wgmma_product_i8(p, maps, stream);
   }
 }
 

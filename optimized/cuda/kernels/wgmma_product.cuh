@@ -1,82 +1,15 @@
-// A product on Hopper's warpgroup tensor cores: a block makes 128 features by kRows rows, in two warpgroups of 64 features each, from a ring of stages
-// that TMA fills. Codes are converted in registers. Blocks of 256 rows have the multiprocessor to themselves: a warpgroup converts its next slice
-// while the last one is multiplied, and a third warpgroup feeds the ring. Smaller blocks share it by two: one converts while the other multiplies,
-// and the first thread feeds. Two blocks with the same rows form a cluster: each loads half of the activations into both.
+// A product on Hopper's warpgroup tensor cores. A block makes tiles of 128 features by kRows rows: two warpgroups of 64 features each multiply, one
+// thread of a third keeps their ring of stages full, also across tiles. Codes are converted in registers while earlier slices are multiplied. Two
+// blocks with the same rows form a cluster, and there are as many clusters as the device holds: tiles that do not fill it evenly are split along
+// their depth (Pieces).
 #pragma once
 
-#include "optimized/cuda/kernels/warpgroup.cuh"
-#include "optimized/cuda/kernels/wgmma_product.hpp"
+#include "optimized/cuda/kernels/wgmma_finish.cuh"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr int kGroupThreads = 128, kConsumerThreads = 2 * kGroupThreads;
-
-/// Blocks that share a multiprocessor, and what each may take of its shared memory.
-template <int kRows>
-inline constexpr int kBlocks = kRows == 256 ? 1 : 2;
-template <int kRows>
-inline constexpr int kBlockThreads = kBlocks<kRows> == 1 ? 3 * kGroupThreads : kConsumerThreads;
-template <int kRows>
-inline constexpr int kSharedBytes = kBlocks<kRows> == 1 ? 227 * 1024 : 113 * 1024;
-
-template <class T, int kRows>
-struct WgmmaTile {
-  static constexpr int kActivationBytes = kRows * kRowBytes;
-  static constexpr int kWeightBytes = kFeatures * kDepth<T>;
-  static constexpr int kStage = kActivationBytes + kWeightBytes;
-  static constexpr int kStages = (kSharedBytes<kRows> - 2048) / kStage;
-  static constexpr int kLag = kStages > 3 ? 2 : 1;  // a stage is refilled this many slices after the one it held
-  static constexpr int kBarriers = kStages * kStage;  // offset of the barriers
-  static constexpr int kShared = kBarriers + 16 * kStages + 1024;  // and up to 1023 bytes to start at a multiple of 1024
-  static_assert(kRows * kTilePitch * 4 <= kBarriers, "the tile of sums takes the place of the stages");
-};
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-__device__ inline void init_barrier(unsigned barrier, unsigned count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
-  asm volatile(
-      "{.reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ inline void expect_bytes(unsigned barrier, unsigned bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-/// Arrives at the same barrier of block `rank` of the cluster. What the arrival releases is a place to write to, so block scope is enough; a release
-/// at cluster scope would cost a fence of the whole device.
-__device__ inline void arrive_at(unsigned barrier, unsigned rank) {
-  asm volatile(
-      "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier), "r"(rank) : "memory");
-}
-
-__device__ inline void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait.acquire;" ::: "memory");
-}
-
-__device__ inline void fetch_box(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-               "l"(map), "r"(column), "r"(row), "r"(barrier)
-               : "memory");
-}
-
-__device__ inline void fetch_box_for_cluster(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier) {
-  const unsigned short everyone = (1u << kClusterSize) - 1;
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::
-          "r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(everyone)
-      : "memory");
-}
-
-__device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory"); }
 
 /// Rows of 128 bytes, swizzled over 128 bytes, groups of 8 rows 1024 bytes apart.
 __device__ inline std::uint64_t descriptor(unsigned address) {
@@ -88,174 +21,232 @@ __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync
 template <int kPending>
 __device__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
 
-/// What the one thread that feeds the block does.
-template <class T, bool kTransposed, int kRows>
-struct Feed {
-  using Tile = WgmmaTile<T, kRows>;
-  const ProductMaps& maps;
-  unsigned base, rank;
-  int slices, first_row, first_feature;
+/// Ties registers to this place, so that no arithmetic on them is moved to where products run that use them.
+template <int kGroups>
+__device__ void hold(float (&sums)[kGroups][4]) {
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+f"(sums[j][0]), "+f"(sums[j][1]), "+f"(sums[j][2]), "+f"(sums[j][3])::"memory");
+}
+template <int kGroups>
+__device__ void hold(int (&sums)[kGroups][4]) {
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+r"(sums[j][0]), "+r"(sums[j][1]), "+r"(sums[j][2]), "+r"(sums[j][3])::"memory");
+}
 
-  /// Waits until every warpgroup of the cluster is done with a slice.
-  __device__ void wait_empty(int slice) const { wait_barrier(base + Tile::kBarriers + 16 * (slice % Tile::kStages) + 8, slice / Tile::kStages & 1); }
+template <int kGroups>
+__device__ void hold(unsigned (&operand)[kGroups][4]) {
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+r"(operand[j][0]), "+r"(operand[j][1]), "+r"(operand[j][2]), "+r"(operand[j][3])::"memory");
+}
 
-  __device__ void fetch(int slice) const {
-    constexpr int kPart = kRows / kClusterSize;
-    const int stage = slice % Tile::kStages, depth = slice * kDepth<T>, part = static_cast<int>(rank) * kPart;
-    const unsigned full = base + Tile::kBarriers + 16 * stage, to = base + stage * Tile::kStage;
-    expect_bytes(full, Tile::kStage);
-    fetch_box_for_cluster(to + part * kRowBytes, &maps.activations, depth, first_row + part, full);
-    fetch_box(to + Tile::kActivationBytes, &maps.weight, kTransposed ? first_feature : depth, kTransposed ? depth : first_feature, full);
-  }
-  /// All slices, from a warpgroup of its own.
-  __device__ void run() const {
-    for (int slice = 0; slice < slices; ++slice) {
-      if (slice >= Tile::kStages) wait_empty(slice - Tile::kStages);
-      fetch(slice);
+/// A number that the compiler takes as it is, so that it does not keep what follows from it in registers through the loops before.
+__device__ inline int opaque(unsigned number) {
+  asm volatile("" : "+r"(number));
+  return static_cast<int>(number);
+}
+
+/// The left operand of one slice: its bytes as they were loaded, which become registers later. dX in bf16 multiplies codes by the scale of what is
+/// summed over, with one rounding: class R2.
+template <class T, bool kTransposed, bool kScales>
+struct Slice {
+  using Fragment = WeightFragment<T, kTransposed>;
+  unsigned at[kSteps][Fragment::kPlaces], raw[kSteps][Fragment::kWords];
+  uint2 scale[kSteps][kScales ? 2 : 1];  // of depths 2 t, 2 t + 1 and those 8 further
+
+  __device__ Slice(int feature_group, int lane) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Fragment::place(at[step], feature_group, step, lane);
+#pragma unroll
+      for (int i = 0; !kTransposed && i < Fragment::kPlaces; ++i) at[step][i] = opaque(at[step][i]);  // kept: not worth computing in every slice
     }
   }
-  /// As many as there are stages; the rest follows in refill(), from a thread that multiplies as well.
-  __device__ void start() const {
-    for (int slice = 0; slice < min(slices, Tile::kStages); ++slice) fetch(slice);
+  __device__ void load(unsigned weight, unsigned scales, int lane) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Fragment::load(raw[step], weight, at[step]);
+#pragma unroll
+      for (int i = 0; kScales && i < 2; ++i)
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(scale[step][i].x), "=r"(scale[step][i].y)
+                     : "r"(scales + 64 * step + 32 * i + 8 * (lane & 3))
+                     : "memory");
+    }
   }
-  /// While `slice` is being multiplied: the stage of the slice kLag before it takes its next one.
-  __device__ void refill(int slice) const {
-    const int done = slice - Tile::kLag;
-    if (done < 0 || done + Tile::kStages >= slices) return;
-    wait_empty(done);
-    fetch(done + Tile::kStages);
+  /// Nothing of what was loaded is used before this.
+  __device__ void take() {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < Fragment::kWords; ++i) asm volatile("" : "+r"(raw[step][i]));
   }
-  /// The block stays until nobody will arrive at its barriers any more.
-  __device__ void finish() const {
-    for (int slice = max(0, slices - Tile::kStages); slice < slices; ++slice) wait_empty(slice);
+  __device__ void convert(unsigned (&a)[4], int step) const {
+    Fragment::convert(a, raw[step]);
+#pragma unroll
+    for (int i = 0; kScales && i < 4; ++i) a[i] = times(a[i], scale[step][i / 2]);
+  }
+
+ private:
+  /// q (high + low): q low is rounded where it no longer counts.
+  __device__ static unsigned times(unsigned q, uint2 s) {
+    unsigned product;
+    asm("{.reg .b32 low; mul.rn.bf16x2 low, %1, %3; fma.rn.bf16x2 %0, %1, %2, low;}" : "=r"(product) : "r"(q), "r"(s.x), "r"(s.y));
+    return product;
   }
 };
 
+/// A slice on its way through the registers of a warpgroup.
 template <class T, bool kTransposed, int kRows>
-__device__ void multiply_tile(const WeightProduct& p, const Feed<T, kTransposed, kRows>& feed, unsigned char* shared) {
-  using Tile = WgmmaTile<T, kRows>;
-  constexpr int kRowGroups = kRows / 8;
-  const int thread = threadIdx.x, lane = threadIdx.x % 32, feature_group = thread / 32;
-  const unsigned base = feed.base;
-  const int slices = feed.slices, first_row = feed.first_row, first_feature = feed.first_feature;
-  typename Multiply<T>::Sum sums[kRowGroups][4] = {};
+struct Multiplier {
+  using Tile = WgmmaTile<T, kTransposed, kRows>;
+  using Sum = typename Multiply<T>::Sum;
+  // Codes that meet codes are loaded into the operand itself, which must be free then.
+  static constexpr bool kConverts = kTransposed || sizeof(T) == 2;
 
-  const auto load = [&](unsigned (&to)[kSteps][4], int slice) {
-    const int stage = slice % Tile::kStages;
-    wait_barrier(base + Tile::kBarriers + 16 * stage, slice / Tile::kStages & 1);
-    const unsigned weight = base + stage * Tile::kStage + Tile::kActivationBytes;
+  const Ring<Tile>& ring;
+  const unsigned empty_there;  // the cluster's barrier that this thread arrives at; 0: none
+  const int lane;
+  Phases full;
+  unsigned a[2][kSteps][4];
+  Slice<T, kTransposed, Tile::kScales> next;
+
+  __device__ Multiplier(const Ring<Tile>& stages, unsigned there, int thread)
+      : ring(stages), empty_there(there), lane(thread % 32), next(thread / 32, thread % 32) {}
+
+  __device__ void load(int stage) {
+    wait_barrier(ring.full(stage), full.take(stage));
+    next.load(ring.at(stage) + Tile::kActivationBytes, ring.scales(stage), lane);
+  }
+  __device__ void convert(unsigned (&to)[kSteps][4]) {
+    next.take();
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) WeightFragment<T, kTransposed>::load(to[step], weight, feature_group, step, lane);
-  };
-  const auto release = [&](int slice) {
-    if (thread % kGroupThreads < kClusterSize) arrive_at(base + Tile::kBarriers + 16 * (slice % Tile::kStages) + 8, thread % kGroupThreads);
-  };
-  const auto multiply = [&](const unsigned (&codes)[kSteps][4], int slice) {
-    const std::uint64_t activations = descriptor(base + slice % Tile::kStages * Tile::kStage);
+    for (int step = 0; step < kSteps; ++step) next.convert(to[step], step);
+    hold(to);
+  }
+  __device__ void release(int stage) const {
+    if (empty_there) arrive_there(empty_there + 16 * stage);
+  }
+
+  /// Queues the products of the slice in `stage`. While they run, the next slice's registers are made: its bytes are asked for before the products are
+  /// queued, and converted behind the wait for the slice before, whose registers they take.
+  __device__ void turn(Sum (&sums)[kRows / 8][4], int stage, bool first, bool more) {
+    unsigned(&mine)[kSteps][4] = a[stage % 2], (&other)[kSteps][4] = a[1 - stage % 2];
+    const int following = stage + 1 == Tile::kStages ? 0 : stage + 1, before = stage == 0 ? Tile::kStages - 1 : stage - 1;
+    if (kConverts && more) load(following);
     fence_registers();
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, codes[step], activations + 2 * step);
+    for (int step = 0; step < kSteps; ++step) WarpgroupMultiply<T, kRows>::step(sums, mine[step], descriptor(ring.at(stage)) + 2 * step);
     commit_products();
-  };
-  if constexpr (kBlocks<kRows> == 1) {
-    unsigned a[2][kSteps][4];
-    const auto turn = [&](const unsigned (&mine)[kSteps][4], unsigned (&next)[kSteps][4], int slice) {
-      multiply(mine, slice);
-      wait_products<1>();
-      if (slice > 0) release(slice - 1);
-      if (slice + 1 < slices) load(next, slice + 1);
-    };
-    load(a[0], 0);
-    for (int slice = 0; slice < slices; slice += 2) {
-      turn(a[0], a[1], slice);
-      if (slice + 1 < slices) turn(a[1], a[0], slice + 1);
+    wait_products<1>();
+    hold(other);  // was read until here
+    if (!first) release(before);
+    if (!kConverts && more) load(following);
+    convert(other);  // of no meaning, and unused, behind the last slice
+  }
+
+  /// Adds `slices` slices to the sums, which are of a new piece.
+  __device__ void run(Sum (&sums)[kRows / 8][4], int slices) {
+    hold(sums);
+    load(0);
+    convert(a[0]);
+    for (int done = 0; done < slices; done += Tile::kStages) {
+#pragma unroll
+      for (int stage = 0; stage < Tile::kStages; ++stage) {
+        const int slice = done + stage;
+        if (slice < slices) turn(sums, stage, stage == 0 && done == 0, slice + 1 < slices);
+      }
     }
     wait_products<0>();
-    release(slices - 1);
-  } else {
-    unsigned a[kSteps][4];
-#pragma unroll 1
-    for (int slice = 0; slice < slices; ++slice) {
-      load(a, slice);
-      multiply(a, slice);
-      if (thread == 0) feed.refill(slice);
-      __syncwarp();
-      wait_products<0>();
-      release(slice);
-    }
+    hold(sums), hold(a[0]), hold(a[1]);
+    release((slices - 1) % Tile::kStages);
   }
-  if (kBlocks<kRows> > 1 && thread == 0) feed.finish();
-  sync_consumers();  // the tile of sums takes the place of the stages
+};
 
-  auto* tile = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int j = 0; j < kRowGroups; ++j) stage_fragment<kTransposed>(tile, sums[j], feature_group, j, lane);
-  if (p.finish.rank) add_branch<kTransposed, kRowGroups>(p.finish, tile, feature_group, 0, first_feature, first_row, p.columns, p.rows, lane);
-  sync_consumers();
-  store_tile<kRows, kFeatures, kConsumerThreads>(p.finish, tile, kTilePitch, first_row, first_feature, p.rows, p.columns, thread);
+/// What a warpgroup that multiplies does.
+template <class T, bool kTransposed, int kRows, bool kMapped>
+__device__ void consume(const ProductMaps& maps, const WeightProduct& p, const Ring<WgmmaTile<T, kTransposed, kRows>>& ring, Pieces pieces, int slices, int row_tiles,
+                        int cluster, int rank, unsigned char* shared) {
+  using Tile = WgmmaTile<T, kTransposed, kRows>;
+  using Sum = typename Multiply<T>::Sum;
+  constexpr int kGroups = kRows / 8;
+  const int group = threadIdx.x / kGroupThreads;
+  // One thread for each block of the cluster tells it that a stage is free.
+  const unsigned empty_there = threadIdx.x % kGroupThreads < kClusterSize ? address_in(ring.empty(0), threadIdx.x % kGroupThreads) : 0;
+  Multiplier<T, kTransposed, kRows> multiplier(ring, empty_there, threadIdx.x);
+  for (Piece piece; pieces.next(piece);) {
+    Sum sums[kGroups][4] = {};
+    multiplier.run(sums, piece.end - piece.begin);
+    const int thread = opaque(threadIdx.x) % kGroupThreads;
+    const Exchange<Sum, kGroups> exchange{p.split, rank, group, thread};
+    if (piece.end < slices) {
+      exchange.give(sums, cluster);
+      continue;
+    }
+    for (int giver = cluster; pieces.share(giver) > piece.tile * slices;) exchange.take(sums, --giver);
+
+    const int first_row = piece.tile % row_tiles * kRows, first_feature = (piece.tile / row_tiles * kClusterSize + rank) * kFeatures + group * 64;
+    const WayOut<kTransposed, Sum, kRows, Tile::kStagingRows> out{shared + Tile::kStaging + group * Tile::kStagingBytes, group, thread,
+                                                                  first_feature, first_row, p.columns, p.rows};
+    if constexpr (kMapped) out.through_map(p.finish, &maps.y, sums);
+    else out.row_by_row(p.finish, sums);
+  }
+  if (threadIdx.x % kGroupThreads == 0) wait_stores_read();
 }
 
 #endif
 
-template <class T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kBlockThreads<kRows>, kBlocks<kRows>)
-    wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p, int row_tiles) {
+template <class T, bool kTransposed, int kRows, bool kMapped>
+__global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ WeightProduct p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Tile = WgmmaTile<T, kRows>;
   extern __shared__ unsigned char raw[];
-  const unsigned base = (shared_address(raw) + 1023) / 1024 * 1024;
-  unsigned char* shared = raw + (base - shared_address(raw));
-  const unsigned rank = blockIdx.x % kClusterSize;
-  const int cluster = static_cast<int>(blockIdx.x / kClusterSize);
-  const int first_row = cluster % row_tiles * kRows, first_feature = (cluster / row_tiles * kClusterSize + static_cast<int>(rank)) * kFeatures;
+  const Ring<WgmmaTile<T, kTransposed, kRows>> ring{(shared_address(raw) + 1023) / 1024 * 1024};
+  const int rank = static_cast<int>(blockIdx.x % kClusterSize), cluster = static_cast<int>(blockIdx.x / kClusterSize);
+  const int row_tiles = (p.rows + kRows - 1) / kRows, feature_tiles = (p.columns + kFeatures * kClusterSize - 1) / (kFeatures * kClusterSize);
   const int slices = (p.depth + kDepth<T> - 1) / kDepth<T>;
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
-      init_barrier(base + Tile::kBarriers + 16 * stage, 1);
-      init_barrier(base + Tile::kBarriers + 16 * stage + 8, 2 * kClusterSize);  // both warpgroups of every block
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
+  if (threadIdx.x == 0) ring.init();
   sync_cluster();  // every block's barriers are ready before anyone arrives at them
-  const Feed<T, kTransposed, kRows> feed{maps, base, rank, slices, first_row, first_feature};
-  if constexpr (kBlocks<kRows> > 1) {
-    if (threadIdx.x == 0) feed.start();
-    __syncwarp();
-    multiply_tile(p, feed, shared);
-  } else if (threadIdx.x >= kConsumerThreads) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == kConsumerThreads) feed.run(), feed.finish();
+  const Pieces pieces(p.split, row_tiles * feature_tiles, slices, cluster);
+  if (threadIdx.x >= kConsumerThreads) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    if (threadIdx.x == kConsumerThreads) feed<T, kTransposed, kRows>(maps, ring, pieces, row_tiles, rank);
+    if constexpr (WgmmaTile<T, kTransposed, kRows>::kScales) {
+      if (threadIdx.x / 32 == kConsumerThreads / 32 + 1) feed_scales(p, ring, pieces, threadIdx.x % 32);
+    }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    multiply_tile(p, feed, shared);
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    consume<T, kTransposed, kRows, kMapped>(maps, p, ring, pieces, slices, row_tiles, cluster, rank, raw + (ring.base - shared_address(raw)));
   }
 #else
   __trap();  // never launched: the host asks for compute capability 9.0
 #endif
 }
 
-template <class T, bool kTransposed, int kRows>
+template <class T, bool kTransposed, int kRows, bool kMapped>
 cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  constexpr int kShared = WgmmaTile<T, kRows>::kShared;
-  const auto kernel = wgmma_kernel<T, kTransposed, kRows>;
+  constexpr int kShared = WgmmaTile<T, kTransposed, kRows>::kShared;
+  const auto kernel = wgmma_kernel<T, kTransposed, kRows, kMapped>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
-  const int row_tiles = (p.rows + kRows - 1) / kRows, feature_tiles = (p.columns + kFeatures * kClusterSize - 1) / (kFeatures * kClusterSize);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {kClusterSize, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(row_tiles) * static_cast<unsigned>(feature_tiles) * kClusterSize);
-  config.blockDim = dim3(kBlockThreads<kRows>);
+  config.gridDim = dim3(static_cast<unsigned>(p.split.clusters) * kClusterSize);
+  config.blockDim = dim3(kBlockThreads);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, maps, p, row_tiles);
+  return cudaLaunchKernelEx(&config, kernel, maps, p);
+}
+
+template <class T, bool kTransposed, int kRows>
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+  return maps.y_mapped ? launch_wgmma<T, kTransposed, kRows, true>(p, maps, stream) : launch_wgmma<T, kTransposed, kRows, false>(p, maps, stream);
 }
 
 template <class T>
-cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream) {
-  switch (token_tile) {
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+  switch (p.split.rows) {
     case 64: return p.transposed ? launch_wgmma<T, true, 64>(p, maps, stream) : launch_wgmma<T, false, 64>(p, maps, stream);
     case 128: return p.transposed ? launch_wgmma<T, true, 128>(p, maps, stream) : launch_wgmma<T, false, 128>(p, maps, stream);
     case 256: return p.transposed ? launch_wgmma<T, true, 256>(p, maps, stream) : launch_wgmma<T, false, 256>(p, maps, stream);

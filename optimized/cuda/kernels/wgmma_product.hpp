@@ -7,17 +7,19 @@
 
 namespace squareq::cuda {
 
-/// Both operands as TMA reads them, a box per slice of 128 bytes of depth.
+/// Both operands as TMA reads them, a box per slice of 128 bytes of depth, and the output as it writes it.
 struct ProductMaps {
-  CUtensorMap activations;  // box: one 128-byte chunk of depth x token_tile / kClusterSize rows
+  CUtensorMap activations;  // box: one 128-byte chunk of depth x split.rows / kClusterSize rows
   CUtensorMap weight;       // forward: as many codes of depth x 128 features; transposed: 128 features x that depth
+  CUtensorMap y;            // box: 64 features x the rows that go out at a time
+  bool y_mapped;            // false: y goes out row by row
 };
 
 /// Blocks that work on the same rows and neighbouring features; each loads its part of the activations for all.
 inline constexpr int kClusterSize = 2;
 
-cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream);
-cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream);
-cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream);
+cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
+cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
+cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
 
 }  // namespace squareq::cuda

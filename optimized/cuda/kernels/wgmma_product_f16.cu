@@ -2,8 +2,8 @@
 
 namespace squareq::cuda {
 
-cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, int token_tile, cudaStream_t stream) {
-  return launch_wgmma<__half>(p, maps, token_tile, stream);
+cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+  return launch_wgmma<__half>(p, maps, stream);
 }
 
 }  // namespace squareq::cuda

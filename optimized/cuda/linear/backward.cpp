@@ -1,6 +1,7 @@
 // Gradients of a linear layer. G = dY act'(P):
 //   D = G B^T   dX = G W + c D A^T   dA = c X^T D   dB = c H^T G     (spec/40-linear.md, spec/50-lora.md)
-// The weight's scale lies on the axis that dX sums over, so one pass over dY makes G scale in the dtype that the product reads.
+// The weight's scale lies on the axis that dX sums over. A product in bf16 can multiply the codes by it (scales_depth); for the others, and behind an
+// activation, one pass over dY makes G scale in the dtype that the product reads.
 #include "optimized/cuda/arguments.hpp"
 #include "optimized/cuda/kernels/rows.hpp"
 #include "optimized/cuda/linear/low_rank.hpp"
@@ -26,7 +27,10 @@ class Backward {
         stream_(stream),
         workspace_(context, stream, "linear_backward"),
         branch_(job.lora, job.w, job.dtype, job.rows),
-        product_(context, job.w, operand(job), true) {}
+        product_(context, job.w, operand(job), true),
+        reads_dy_(job.dx && !job.int8 && job.activation == SQ_ACT_NONE && product_.scales_depth()) {
+    if (reads_dy_) product_.read_scaled(job.dy, job.w.scale);
+  }
 
   const KernelChoice& choice() const { return product_.choice(); }
 
@@ -34,11 +38,11 @@ class Backward {
     const bool wants_h = job_.db_t.given, wants_d = job_.da_t || job_.dx_lora || adds_to_dx();
     if (job_.activation != SQ_ACT_NONE && (wants_h || wants_d))
       workspace_.reserve_bytes(&g_, job_.rows * job_.w.out * (gradient_dtype(job_) == SQ_F32 ? 4 : 2));
-    if (job_.dx) {
+    if (job_.dx && !reads_dy_) {
       workspace_.reserve_bytes(&scaled_, job_.rows * pitch(job_.w.out) * (job_.int8 ? 1 : job_.dy.dtype == SQ_F32 ? 4 : 2));
       workspace_.reserve(&row_scale_, scaled_rows() ? job_.rows : 0);
-      product_.reserve(workspace_);
     }
+    if (job_.dx) product_.reserve(workspace_);
     if (wants_h) branch_.need_h(workspace_, job_.h.given);
     if (wants_d) branch_.need_d(workspace_);
     if (job_.dx_lora || adds_to_dx()) branch_.need_a_columns(workspace_);
@@ -73,7 +77,7 @@ class Backward {
     finish.row_scale = row_scale_;
     finish.y = {job_.dx.data, job_.dx.dtype, job_.dx.stride};
     if (adds_to_dx()) branch_.finish_dx(finish, stream_);
-    product_.set_activations(scaled_);
+    if (!reads_dy_) product_.set_activations(scaled_);
     product_.run(finish, stream_);
   }
 
@@ -82,6 +86,7 @@ class Backward {
   Workspace workspace_;
   LowRank branch_;
   WeightProductCall product_;
+  bool reads_dy_;
   void* g_ = nullptr;
   void* scaled_ = nullptr;
   float* row_scale_ = nullptr;

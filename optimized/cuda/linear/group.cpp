@@ -15,7 +15,11 @@ sq_status entry(sq_context* context, const Args* args, sq_error* e) {
 }
 
 /// What explain() says of an operation with one kernel.
-KernelChoice only(const char* kernel) { return {Kernel::plain, 0, kernel, {}}; }
+KernelChoice only(const char* kernel) {
+  KernelChoice choice;
+  choice.name = kernel;
+  return choice;
+}
 
 sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_text_sink sink, void* user, sq_error* e) {
   return guarded(e, [&] {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "optimized/cuda/context.hpp"
+#include "optimized/cuda/kernels/product.hpp"
 
 namespace squareq::cuda {
 
@@ -27,6 +28,7 @@ struct Rejected {
 struct KernelChoice {
   Kernel kernel = Kernel::plain;
   int token_tile = 0;
+  WorkSplit split;  // wgmma
   std::string name;
   std::vector<Rejected> rejected;
 };

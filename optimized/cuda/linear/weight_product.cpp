@@ -40,6 +40,8 @@ void WeightProductCall::reserve(Workspace& workspace) {
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
   if (!aligned(activations_.data, activations_.stride * width))
     workspace.reserve_bytes(&aligned_activations_, activations_.rows * aligned_columns(activations_.columns) * width);
+  workspace.reserve_bytes(&partial_, split_bytes(choice_.split));
+  workspace.reserve(&arrived_, split_flags(choice_.split));
   if (!aligned(weight_.q, weight_.stride)) workspace.reserve(&aligned_weight_, weight_.out * weight_.stride);
 }
 
@@ -64,7 +66,10 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
                   columns,
                   depth,
                   permuted ? static_cast<std::int32_t>(activations_.stride) : depth,
-                  finish};
+                  finish,
+                  depth_scale_,
+                  choice_.split};
+  p.split.partial = partial_, p.split.arrived = arrived_;
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
   if (aligned_activations_) {
     p.activation_stride = aligned_columns(activations_.columns);
@@ -76,7 +81,8 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
     copy_rows(aligned_weight_, weight_.stride, weight_.q, weight_.stride, weight_.in, weight_.out, stream);
     p.weight = aligned_weight_;
   }
-  check_cuda(wgmma() ? wgmma_product(p, choice_.token_tile, stream) : mma_product(p, choice_.token_tile, stream), choice_.name);
+  if (arrived_) check_cuda(cudaMemsetAsync(arrived_, 0, static_cast<std::size_t>(split_flags(p.split)) * sizeof *arrived_, stream), choice_.name);
+  check_cuda(wgmma() ? wgmma_product(p, stream) : mma_product(p, choice_.token_tile, stream), choice_.name);
 }
 
 }  // namespace squareq::cuda

@@ -17,6 +17,10 @@ class WeightProductCall {
   /// Copies for kernels that need aligned operands. They change where an operand lies, never what is computed.
   void reserve(Workspace& workspace);
   void set_activations(const void* data) { activations_.data = const_cast<void*>(data); }
+  /// Whether the kernel can multiply the codes by the scale of what is summed over: class R2 without a pass over the activations.
+  bool scales_depth() const { return wgmma() && transposed_ && activations_.dtype == SQ_BF16; }
+  /// The activations, of the shape and dtype that were given, and that scale, [depth].
+  void read_scaled(const Matrix& activations, const float* scale) { activations_ = activations, depth_scale_ = scale; }
   void run(const Finish& finish, cudaStream_t stream);
 
  private:
@@ -28,6 +32,9 @@ class WeightProductCall {
   std::int64_t columns_;
   void* aligned_activations_ = nullptr;
   std::int8_t* aligned_weight_ = nullptr;
+  const float* depth_scale_ = nullptr;
+  void* partial_ = nullptr;
+  unsigned* arrived_ = nullptr;
 };
 
 }  // namespace squareq::cuda
