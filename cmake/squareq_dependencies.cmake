@@ -33,6 +33,8 @@ if(SQUAREQ_WITH_TORCH)
   add_library(squareq_torch INTERFACE)
   target_include_directories(squareq_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
   target_link_libraries(squareq_torch INTERFACE ${TORCH_LIBRARIES})
+  # PyPI's libtorch_cpu exports a copy of std::filesystem that calls through a null pointer (remove_all); whoever is loaded first is used.
+  target_link_options(squareq_torch INTERFACE "$<$<CXX_COMPILER_ID:GNU>:SHELL:-Wl,--push-state,--no-as-needed -lstdc++ -Wl,--pop-state>")
   # At -O1 GCC takes the counts inside libtorch's pointers for objects of size 0.
   target_compile_options(squareq_torch INTERFACE $<BUILD_INTERFACE:$<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>>)
   # On a machine with two libtorches a wrong prefix mixes the headers of one with the library of the other: refuse at configure time.

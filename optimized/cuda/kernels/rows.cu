@@ -1,4 +1,6 @@
 // One block per row: activations to int8, gradients to what the weight's product reads, adapters to the activations' dtype.
+#include <type_traits>
+
 #include "optimized/cuda/kernels/finish.cuh"
 #include "optimized/cuda/kernels/rows.hpp"
 
@@ -82,22 +84,67 @@ __device__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu
 
 __device__ float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
 
-/// clamp(round_half_even(x / scale)) with `inverse` = 1 / scale; 0 where the scale is NaN. The product is off the quotient by less than 2^-15, so only
-/// near a tie is the division needed.
-__device__ std::int8_t code(float x, float scale, float inverse) {
-  if (isnan(scale)) return 0;
-  float quotient = __fmul_rn(x, inverse);
-  if (fabsf(quotient - rintf(quotient)) > 0.4999f || !isfinite(inverse)) quotient = __fdiv_rn(x, scale);
-  return static_cast<std::int8_t>(fminf(fmaxf(rintf(quotient), -127.0f), 127.0f));
-}
-
 /// Eight neighbouring elements per thread and turn.
 constexpr int kEight = 8, kTurn = kEight * kThreads;
 
-/// Row m behind its producer, in fp32. Elements from the row's length on are of no meaning.
+/// clamp(round_half_even(x / scale)) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale. The product with it is off
+/// the quotient by less than 2^-15, so only near a tie is the division needed.
+__device__ uint2 codes(const float (&v)[kEight], float scale, float inverse) {
+  constexpr float kWhole = 12582912.0f;  // 1.5 2^23: what is added to it is rounded to whole numbers, whose lowest byte is the code
+  const auto clamped = [](float x) { return fminf(fmaxf(x, -127.0f), 127.0f); };
+  if (isnan(scale)) return make_uint2(0, 0);
+  unsigned bits[kEight];
+  float furthest = 0;
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) {
+    const float quotient = clamped(__fmul_rn(v[i], inverse)), whole = __fadd_rn(quotient, kWhole);
+    furthest = fmaxf(furthest, fabsf(__fsub_rn(quotient, __fsub_rn(whole, kWhole))));
+    bits[i] = __float_as_uint(whole);
+  }
+  if (furthest > 0.4999f) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) bits[i] = __float_as_uint(__fadd_rn(clamped(__fdiv_rn(v[i], scale)), kWhole));
+  }
+  const auto pack = [](unsigned a, unsigned b, unsigned c, unsigned d) { return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410); };
+  return make_uint2(pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7]));
+}
+
+/// A thread's share of a row, in fp32: kHeld times eight elements in registers, or, with kHeld 0, loaded anew for every use.
+template <int kHeld>
+class RowValues {
+ public:
+  template <class Load>
+  __device__ void fill(const Load& load) {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) load(kEight * threadIdx.x + h * kTurn, held_[h]);
+  }
+  /// body(index of the first, eight values) for all of [0, end); what held values become there stays.
+  template <class Load, class Body>
+  __device__ void each(std::int64_t end, const Load& load, const Body& body) {
+    if constexpr (kHeld > 0) {
+#pragma unroll
+      for (int h = 0; h < kHeld; ++h)
+        if (const std::int64_t k = kEight * threadIdx.x + h * kTurn; k < end) body(k, held_[h]);
+    } else {
+      float v[kEight];
+      for (std::int64_t k = kEight * threadIdx.x; k < end; k += kTurn) load(k, v), body(k, v);
+    }
+  }
+
+ private:
+  float held_[kHeld > 0 ? kHeld : 1][kEight];
+};
+
+/// Calls launch with a kHeld (as a type) that holds rows of `columns` elements; 0 for longer ones, whose second reading finds them in the cache.
+template <class Launch>
+void with_held(std::int64_t columns, const Launch& launch) {
+  if (columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
+  else launch(std::integral_constant<int, 0>());
+}
+
+/// What a producer does to row `row`.
 struct Produced {
   const Producer& producer;
-  const Rows& x;
   std::int64_t row;
   LongSum mean;
   float inverse = 1;
@@ -105,32 +152,30 @@ struct Produced {
   __device__ float centred(float raw) const { return __fsub_rn(__fsub_rn(raw, mean.high), mean.low); }
 
   /// Mean and standard deviation of a row, where the producer is a LayerNorm. Every thread of the block calls this.
-  __device__ void measure() {
+  template <class Values, class Load>
+  __device__ void measure(Values& values, const Load& raw, std::int64_t columns) {
     if (producer.kind != SQ_PRODUCER_LAYERNORM_MODULATE) return;
     LongSum sum, squares;
-    float v[kEight];
-    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
-      load_eight(x, row, k, v);
+    values.each(columns, raw, [&](std::int64_t, const float (&v)[kEight]) {
 #pragma unroll
       for (int i = 0; i < kEight; ++i) sum.add(v[i]);  // zeros beyond the end add nothing
-    }
+    });
     sum = block_sum(sum);
-    const double exact = (static_cast<double>(sum.high) + sum.low) / static_cast<double>(x.columns);
+    const double exact = (static_cast<double>(sum.high) + sum.low) / static_cast<double>(columns);
     mean.high = static_cast<float>(exact);
     mean.low = static_cast<float>(exact - mean.high);
-    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
-      load_eight(x, row, k, v);
+    values.each(columns, raw, [&](std::int64_t k, const float (&v)[kEight]) {
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
-        if (k + i < x.columns) squares.add(__fmul_rn(centred(v[i]), centred(v[i])));
-    }
+        if (k + i < columns) squares.add(__fmul_rn(centred(v[i]), centred(v[i])));
+    });
     squares = block_sum(squares);
-    const double variance = (static_cast<double>(squares.high) + squares.low) / static_cast<double>(x.columns);
+    const double variance = (static_cast<double>(squares.high) + squares.low) / static_cast<double>(columns);
     inverse = static_cast<float>(1.0 / sqrt(variance + static_cast<double>(producer.epsilon)));
   }
 
-  __device__ void load(std::int64_t k, float (&v)[kEight]) const {
-    load_eight(x, row, k, v);
+  /// Eight raw values, from column k on, become the producer's.
+  __device__ void apply(std::int64_t k, float (&v)[kEight]) const {
     if (producer.kind == SQ_PRODUCER_GELU_TANH) {
 #pragma unroll
       for (int i = 0; i < kEight; ++i) v[i] = activate(SQ_ACT_GELU_TANH, v[i]);
@@ -144,36 +189,40 @@ struct Produced {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
+template <int kHeld>
+__global__ void __launch_bounds__(kThreads, 4)
     quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
-    Produced produced{producer, x, m, {}};
-    produced.measure();
-    float v[kEight];
+    RowValues<kHeld> values;
+    Produced produced{producer, m, {}};
+    const auto raw = [&](std::int64_t k, float (&v)[kEight]) { load_eight(x, m, k, v); };
+    values.fill(raw);
+    produced.measure(values, raw, x.columns);
     unsigned largest = 0;
-    for (std::int64_t k = kEight * threadIdx.x; k < x.columns; k += kTurn) {
-      produced.load(k, v);
+    values.each(x.columns, raw, [&](std::int64_t k, float (&v)[kEight]) {
+      produced.apply(k, v);
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
         if (k + i < x.columns) largest = max(largest, magnitude(v[i]));
-    }
+    });
     const float s = token_scale(block_max(largest));
     const float inverse = __frcp_rn(s);
     if (threadIdx.x == 0) scale[m] = s;
-    for (std::int64_t k = kEight * threadIdx.x; k < padded; k += kTurn) {
-      produced.load(k, v);
-      std::int8_t codes[kEight];
+    const auto again = [&](std::int64_t k, float (&v)[kEight]) { raw(k, v), produced.apply(k, v); };
+    values.each(padded, again, [&](std::int64_t k, const float (&v)[kEight]) {
+      float inside[kEight];  // a producer may have made something of the zeros behind the row's end
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) codes[i] = k + i < x.columns ? code(v[i], s, inverse) : std::int8_t{0};
+      for (int i = 0; i < kEight; ++i) inside[i] = k + i < x.columns ? v[i] : 0.0f;
+      const uint2 eight = codes(inside, s, inverse);
       std::int8_t* to = q + m * q_stride + k;
       if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
-        memcpy(__builtin_assume_aligned(to, 8), codes, sizeof codes);
-        continue;
+        *reinterpret_cast<uint2*>(to) = eight;
+        return;
       }
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
-        if (k + i < padded) to[i] = codes[i];
-    }
+        if (k + i < padded) to[i] = static_cast<std::int8_t>((i < 4 ? eight.x : eight.y) >> i % 4 * 8);
+    });
   }
 }
 
@@ -185,8 +234,13 @@ __device__ void store_any(void* data, int dtype, std::int64_t index, float value
   }
 }
 
-/// Where code `n` of a group of 16 lies for a transposed weight: the order in which a transposing load of 16-bit pairs hands bytes to a lane.
-__device__ int permuted_position(int n) { return n % 8 / 2 * 4 + n / 8 * 2 + n % 2; }
+/// Eight codes of a group of 16 for a transposed weight, in the order in which a transposing load of 16-bit pairs hands bytes to a lane: pairs of the
+/// group's first half and of its second take turns. The neighbouring lane has the other half; each stores eight bytes, `to` being its own place.
+__device__ void store_permuted(std::int8_t* to, uint2 eight, bool second) {
+  const unsigned other = __shfl_xor_sync(__activemask(), second ? eight.x : eight.y, 1), mine = second ? eight.y : eight.x;
+  const unsigned low = second ? other : mine, high = second ? mine : other;  // pairs of the first and of the second half
+  *reinterpret_cast<uint2*>(to) = make_uint2(__byte_perm(low, high, 0x5410), __byte_perm(low, high, 0x7632));
+}
 
 /// 2^e with `largest` 2^-e in [2^13, 2^14): small gradients times small scales would fall below the normal numbers of fp16.
 __device__ int exponent_for_half(float largest) { return largest > 0 && isfinite(largest) ? max(-110, min(110, ilogbf(largest) - 13)) : 0; }
@@ -212,33 +266,36 @@ __device__ void store_eight(void* data, int dtype, std::int64_t index, const flo
     if (i < count) store_any(data, dtype, index + i, v[i]);
 }
 
-__global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+template <int kHeld>
+__global__ void __launch_bounds__(kThreads, 4) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
   const std::int64_t columns = job.dy.columns;
-  const bool two_passes = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);
+  const bool by_row = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);  // a row's largest value comes before its first code
   const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
   for (std::int64_t m = blockIdx.x; m < job.dy.rows; m += gridDim.x) {
-    /// G, and G scale, of eight columns; zeros beyond the last.
-    const auto load = [&](std::int64_t n, float (&g)[kEight], float (&scaled)[kEight]) {
-      float s[kEight];
-      load_eight(job.dy, m, n, g);
-      load_eight(scale, 0, n, s);
+    /// G of eight columns, stored where it is asked for, times scale; zeros beyond the last.
+    const auto load = [&](std::int64_t n, float (&v)[kEight]) {
+      load_eight(job.dy, m, n, v);
       if (job.activation != SQ_ACT_NONE) {
         float p[kEight];
         load_eight(job.preactivation, m, n, p);
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) g[i] = __fmul_rn(g[i], activation_derivative(job.activation, p[i]));
+        for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], activation_derivative(job.activation, p[i]));
       }
+      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, v, static_cast<int>(min(columns - n, std::int64_t{kEight})));
+      float s[kEight];
+      load_eight(scale, 0, n, s);
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(g[i], s[i]);
+      for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], s[i]);
     };
-    float g[kEight], scaled[kEight], row_scale = 1, factor = 1;
-    if (two_passes) {
+    RowValues<kHeld> values;
+    values.fill(load);
+    float row_scale = 1, factor = 1;
+    if (by_row) {
       unsigned bits = 0;
-      for (std::int64_t n = kEight * threadIdx.x; n < columns; n += kTurn) {
-        load(n, g, scaled);
+      values.each(columns, load, [&](std::int64_t, const float (&v)[kEight]) {
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(scaled[i]));
-      }
+        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(v[i]));
+      });
       const float largest = block_max(bits);
       if (job.scaled_dtype == SQ_I8) {
         row_scale = token_scale(largest);
@@ -249,25 +306,17 @@ __global__ void __launch_bounds__(kThreads) gradient_rows_kernel(const __grid_co
       }
       if (threadIdx.x == 0) job.row_scale[m] = row_scale;
     }
-    const std::int64_t end = job.scaled ? job.scaled_stride : columns;
-    for (std::int64_t n = kEight * threadIdx.x; n < end; n += kTurn) {
-      load(n, g, scaled);
-      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, g, static_cast<int>(min(columns - n, std::int64_t{kEight})));
-      if (!job.scaled) continue;
+    values.each(job.scaled ? job.scaled_stride : columns, load, [&](std::int64_t n, float (&v)[kEight]) {
+      if (!job.scaled) return;
       const std::int64_t row = m * job.scaled_stride;
       if (job.scaled_dtype == SQ_I8) {
-        auto* group = static_cast<std::int8_t*>(job.scaled) + row + n / 16 * 16;
-#pragma unroll
-        for (int i = 0; i < kEight; i += 2) {  // neighbours stay neighbours
-          const std::int8_t pair[2] = {code(scaled[i], row_scale, factor), code(scaled[i + 1], row_scale, factor)};
-          memcpy(__builtin_assume_aligned(group + permuted_position(static_cast<int>(n % 16) + i), 2), pair, 2);
-        }
-        continue;
+        store_permuted(static_cast<std::int8_t*>(job.scaled) + row + n, codes(v, row_scale, factor), n % 16 != 0);
+        return;
       }
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) scaled[i] = __fmul_rn(scaled[i], factor);
-      store_eight(job.scaled, job.scaled_dtype, row + n, scaled, kEight);
-    }
+      for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], factor);
+      store_eight(job.scaled, job.scaled_dtype, row + n, v, kEight);
+    });
   }
 }
 
@@ -302,13 +351,16 @@ __global__ void copy_matrix_kernel(Rows from, Rows target) {
 
 cudaError_t quantize_tokens(const Rows& x, const Producer& producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
-  quantize_tokens_kernel<<<grid_for(x.rows, 1), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
+  with_held(padded, [&](auto held) {
+    quantize_tokens_kernel<decltype(held)::value><<<grid_for(x.rows, 1), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
+  });
   return cudaGetLastError();
 }
 
 cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
   if (job.dy.rows == 0) return cudaSuccess;
-  gradient_rows_kernel<<<grid_for(job.dy.rows, 1), kThreads, 0, stream>>>(job);
+  with_held(job.scaled ? job.scaled_stride : job.dy.columns,
+            [&](auto held) { gradient_rows_kernel<decltype(held)::value><<<grid_for(job.dy.rows, 1), kThreads, 0, stream>>>(job); });
   return cudaGetLastError();
 }
 

@@ -7,11 +7,12 @@ namespace {
 
 constexpr int kThinThreads = 128, kSide = 64, kTileBytes = kSide * 128, kThinStages = 3;
 
-/// A [kSide, kSide] tile of 16-bit values: rows [row, ...) x columns [column, ...) of a matrix, zero outside.
-__device__ void load_side(unsigned to, const void* from, std::int64_t stride, int row, int rows, int column, int columns, bool aligned) {
+/// `tile_rows` rows of kChunks 8-column chunks of a tile of 16-bit values: rows [row, ...) x columns [column, ...) of a matrix, zero outside.
+template <int kChunks>
+__device__ void load_side(unsigned to, const void* from, std::int64_t stride, int row, int rows, int column, int columns, bool aligned, int tile_rows = kSide) {
   const auto* bytes = static_cast<const unsigned char*>(from);
-  for (int i = threadIdx.x; i < kSide * 8; i += kThinThreads) {
-    const int r = i / 8, chunk = i % 8;
+  for (int i = threadIdx.x; i < tile_rows * kChunks; i += kThinThreads) {
+    const int r = i / kChunks, chunk = i % kChunks;
     const int valid = row + r < rows ? (columns - column) * 2 - chunk * 16 : 0;
     copy_chunk(to + swizzled_128(r, chunk), valid > 0 ? bytes + ((row + r) * stride + column) * 2 + chunk * 16 : bytes, valid, aligned);
   }
@@ -32,11 +33,12 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
       const unsigned wide = base + slice % kThinStages * 2 * kTileBytes, thin = wide + kTileBytes;
       const int at = begin + slice * kSide;
       if constexpr (kOverRows) {
-        load_side(wide, p.wide, p.wide_stride, at, end, outer, p.columns, wide_aligned);
-        load_side(thin, p.thin, p.thin_stride, at, end, first_rank, p.rank, thin_aligned);
+        load_side<8>(wide, p.wide, p.wide_stride, at, end, outer, p.columns, wide_aligned);
+        if (ranks == 16) load_side<2>(thin, p.thin, p.thin_stride, at, end, first_rank, p.rank, thin_aligned);
+        else load_side<8>(thin, p.thin, p.thin_stride, at, end, first_rank, p.rank, thin_aligned);
       } else {
-        load_side(wide, p.wide, p.wide_stride, outer, p.rows, at, end, wide_aligned);
-        load_side(thin, p.thin, p.thin_stride, first_rank, p.rank, at, end, thin_aligned);
+        load_side<8>(wide, p.wide, p.wide_stride, outer, p.rows, at, end, wide_aligned);
+        load_side<8>(thin, p.thin, p.thin_stride, first_rank, p.rank, at, end, thin_aligned, ranks);
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");

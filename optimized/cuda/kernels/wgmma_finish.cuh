@@ -54,68 +54,71 @@ __device__ inline float value(int sum) { return __int_as_float(sum); }
 __device__ inline void set_value(float& sum, float v) { sum = v; }
 __device__ inline void set_value(int& sum, float v) { sum = __float_as_int(v); }
 
-/// The rows' side of the branch, [kRows, rank] of 16 bits, into shared memory; zeros behind the last row. Every thread of a warpgroup calls this.
-template <int kRows>
-__device__ void stage_low_rows(const Finish& f, unsigned to, int first_row, int rows, int thread) {
-  const auto* from = static_cast<const uint4*>(f.low_rows) + static_cast<std::int64_t>(first_row) * f.rank / 8;
-  const int chunks = min(kRows, rows - first_row) * f.rank / 8;
-#pragma unroll 4
-  for (int i = thread; i < kRows * f.rank / 8; i += kGroupThreads) {
-    const uint4 chunk = i < chunks ? __ldg(from + i) : make_uint4(0, 0, 0, 0);
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + 16 * i), "r"(chunk.x), "r"(chunk.y), "r"(chunk.z), "r"(chunk.w) : "memory");
-  }
-}
+/// What finishing a tile needs from memory, asked for while its last slices are multiplied: of a lane's two columns in registers, and the branch's
+/// factors, [kRows, rank] and [64, rank] of 16 bits, in the warpgroup's part of shared memory.
+template <bool kTransposed, int kRows>
+struct Asked {
+  float of_column[2], bias[2];
 
-inline constexpr int kMostRank = 64;  // of a branch that is added in registers
-
-/// The columns' side of the branch for 16 features: the left operands of all ranks.
-template <class T, bool kTransposed>
-__device__ void load_low_columns(const Finish& f, unsigned (&a)[kMostRank / 16][4], int first_feature, int columns, int lane) {
-  const int g = lane >> 2, t = lane & 3;
+  /// Every thread of a warpgroup calls this; `first_feature` is the warpgroup's.
+  __device__ void ask(const Finish& f, unsigned to, int first_feature, int first_row, int columns, int rows, int group, int thread) {
 #pragma unroll
-  for (int step = 0; step < kMostRank / 16; ++step)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int feature = first_feature + feature_of<kTransposed>(g, i & 1), r = 16 * step + 2 * t + 8 * (i >> 1);
-      const auto* from = static_cast<const T*>(f.low_columns) + static_cast<std::int64_t>(feature) * f.rank + r;
-      a[step][i] = feature < columns && 16 * step < f.rank ? __ldg(reinterpret_cast<const unsigned*>(from)) : 0u;
+    for (int half = 0; half < 2; ++half) {
+      const int feature = first_feature + thread / 32 * 16 + feature_of<kTransposed>(thread >> 2 & 7, half);
+      of_column[half] = f.column_scale && feature < columns ? f.column_scale[feature] : 1.0f;
+      bias[half] = f.bias && feature < columns ? f.bias[feature] : 0.0f;
     }
-}
+    if (!f.rank) return;
+    if (thread == 0) wait_stores_read();
+    sync_group(group);
+    const int row_bytes = f.rank * 2;
+    copy(to, static_cast<const unsigned char*>(f.low_rows) + static_cast<std::int64_t>(first_row) * row_bytes, min(kRows, rows - first_row) * row_bytes,
+         kRows * row_bytes, thread);
+    copy(to + kRows * row_bytes, static_cast<const unsigned char*>(f.low_columns) + static_cast<std::int64_t>(first_feature) * row_bytes,
+         min(64, columns - first_feature) * row_bytes, 64 * row_bytes, thread);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  /// Before any of it is used, and before the warpgroup's part of shared memory is written.
+  __device__ static void wait(const Finish& f, int group, int thread) {
+    if (f.rank) asm volatile("cp.async.wait_all;" ::: "memory");
+    else if (thread == 0) wait_stores_read();
+    sync_group(group);
+  }
 
-/// The branch's sums for kBatch fragments from `local_row` on; low_rows lies in shared memory at `low_rows`.
-template <class T, int kBatch>
-__device__ void staged_branch(const Finish& f, float (&sums)[kBatch][4], const unsigned (&a)[kMostRank / 16][4], unsigned low_rows, int local_row, int lane) {
-  const unsigned row = low_rows + (local_row + (lane >> 4) * 8 + (lane & 7)) * f.rank * 2 + (lane >> 3 & 1) * 16;
-#pragma unroll
-  for (int step = 0; step < kMostRank / 16; ++step) {
-    if (16 * step >= f.rank) break;
+ private:
+  /// `valid` bytes and zeros up to `bytes`.
+  __device__ static void copy(unsigned to, const unsigned char* from, int valid, int bytes, int thread) {
+    for (int at = 16 * thread; at < bytes; at += 16 * kGroupThreads) copy_chunk(to + at, at < valid ? from + at : from, at < valid ? 16 : 0, true);
+  }
+};
+
+/// The branch's sums for kBatch fragments from `local_row` on and a warp's 16 features; its factors lie at low_rows and low_columns.
+template <class T, bool kTransposed, int kBatch>
+__device__ void staged_branch(float (&sums)[kBatch][4], int rank, unsigned low_rows, unsigned low_columns, int local_row, int lane) {
+  const unsigned column = low_columns + feature_of<kTransposed>(lane & 7, lane >> 3 & 1) * rank * 2 + (lane >> 4) * 16;
+  const unsigned row = low_rows + (local_row + (lane >> 4) * 8 + (lane & 7)) * rank * 2 + (lane >> 3 & 1) * 16;
+#pragma unroll 1
+  for (int r = 0; r < rank; r += 16) {
+    unsigned a[4];  // (features, ranks) halves (0,0), (1,0), (0,1), (1,1)
+    load_matrices(a, column + 2 * r);
 #pragma unroll
     for (int j = 0; j < kBatch; j += 2) {
       unsigned b[4];  // (rows, ranks) halves (0,0), (0,1), (1,0), (1,1)
-      load_matrices(b, row + 8 * j * f.rank * 2 + 32 * step);
-      Multiply<T>::step(sums[j], a[step], b[0], b[1]);
-      Multiply<T>::step(sums[j + 1], a[step], b[2], b[3]);
+      load_matrices(b, row + 16 * j * rank + 2 * r);
+      Multiply<T>::step(sums[j], a, b[0], b[1]);
+      Multiply<T>::step(sums[j + 1], a, b[2], b[3]);
     }
   }
 }
 
-/// Scales the sums and adds the branch, of 16-bit factors (stage_low_rows), and the bias: sums become values. What a call does not have costs it no instruction.
-template <bool kTransposed, class Sum, int kGroups>
-__device__ void finish_sums(const Finish& f, Sum (&sums)[kGroups][4], unsigned low_rows, int first_feature, int first_row, int columns, int rows, int lane) {
-  const int g = lane >> 2, t = lane & 3;
-  float of_column[2], bias[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int feature = first_feature + feature_of<kTransposed>(g, half);
-    of_column[half] = f.column_scale && feature < columns ? f.column_scale[feature] : 1.0f;
-    bias[half] = f.bias && feature < columns ? f.bias[feature] : 0.0f;
-  }
-  unsigned low_columns[kMostRank / 16][4];
-  if (f.rank && f.low_dtype == SQ_BF16) load_low_columns<__nv_bfloat16, kTransposed>(f, low_columns, first_feature, columns, lane);
-  else if (f.rank) load_low_columns<__half, kTransposed>(f, low_columns, first_feature, columns, lane);
+/// Scales the sums and adds the branch, of 16-bit factors, and the bias: sums become values. What a call does not have costs it no instruction.
+template <bool kTransposed, int kRows, class Sum>
+__device__ void finish_sums(const Finish& f, Sum (&sums)[kRows / 8][4], const Asked<kTransposed, kRows>& asked, unsigned low_rows, int first_row, int rows, int thread) {
+  const int lane = thread % 32, t = lane & 3;
+  const unsigned low_columns = low_rows + (kRows + thread / 32 * 16) * f.rank * 2;
   constexpr int kBatch = 8;  // fragments at a time, so that their loads overlap
 #pragma unroll
-  for (int batch = 0; batch < kGroups; batch += kBatch) {
+  for (int batch = 0; batch < kRows / 8; batch += kBatch) {
     asm volatile("" ::: "memory");  // the next batch's loads stay behind: there are no registers for them
     float v[kBatch][4];
 #pragma unroll
@@ -142,12 +145,12 @@ __device__ void finish_sums(const Finish& f, Sum (&sums)[kGroups][4], unsigned l
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[j][i] = __fmul_rn(v[j][i], of_column[i >> 1]);
+        for (int i = 0; i < 4; ++i) v[j][i] = __fmul_rn(v[j][i], asked.of_column[i >> 1]);
     }
     if (f.rank) {
       float branch[kBatch][4] = {};
-      if (f.low_dtype == SQ_BF16) staged_branch<__nv_bfloat16>(f, branch, low_columns, low_rows, 8 * batch, lane);
-      else staged_branch<__half>(f, branch, low_columns, low_rows, 8 * batch, lane);
+      if (f.low_dtype == SQ_BF16) staged_branch<__nv_bfloat16, kTransposed>(branch, f.rank, low_rows, low_columns, 8 * batch, lane);
+      else staged_branch<__half, kTransposed>(branch, f.rank, low_rows, low_columns, 8 * batch, lane);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
 #pragma unroll
@@ -157,7 +160,7 @@ __device__ void finish_sums(const Finish& f, Sum (&sums)[kGroups][4], unsigned l
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[j][i] = __fadd_rn(v[j][i], bias[i >> 1]);
+        for (int i = 0; i < 4; ++i) v[j][i] = __fadd_rn(v[j][i], asked.bias[i >> 1]);
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j)
@@ -175,14 +178,9 @@ struct WayOut {
   int group, thread, first_feature, first_row, columns, rows;  // group: of the block's two; thread: of the warpgroup
 
   /// Finishes the sums in registers and lets the copy engine write them. One output of 16 bits that a map describes, no activation.
-  __device__ void through_map(const Finish& f, const CUtensorMap* map, Sum (&sums)[kGroups][4]) const {
-    if (thread == 0) wait_stores_read();
-    sync_group(group);
-    if (f.rank) {
-      stage_low_rows<kRows>(f, shared_address(staging), first_row, rows, thread);
-      sync_group(group);
-    }
-    finish_sums<kTransposed>(f, sums, shared_address(staging), first_feature + thread / 32 * 16, first_row, columns, rows, thread % 32);
+  __device__ void through_map(const Finish& f, const CUtensorMap* map, Sum (&sums)[kGroups][4], const Asked<kTransposed, kRows>& asked) const {
+    asked.wait(f, group, thread);
+    finish_sums<kTransposed, kRows>(f, sums, asked, shared_address(staging), first_row, rows, thread);
     if (f.y.dtype == SQ_BF16) copy_out<__nv_bfloat16>(map, sums, f.rank != 0);
     else copy_out<__half>(map, sums, f.rank != 0);
   }

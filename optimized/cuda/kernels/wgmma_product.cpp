@@ -34,9 +34,9 @@ bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, std::i
 bool encode_output(CUtensorMap* map, const WeightProduct& p) {
   const Finish& f = p.finish;
   if (f.activation != SQ_ACT_NONE || f.preactivation.data || f.y.dtype == SQ_F32 || (f.rank && f.low_dtype == SQ_F32)) return false;
-  if (f.rank > (p.dtype == SQ_I8 && p.split.rows == 256 ? 32 : 64)) return false;  // the branch's rows lie where the values go out
+  const int rows = p.dtype == SQ_I8 ? std::min(p.split.rows, 128) : p.split.rows;  // that go out at a time
+  if (f.rank * 2 * (p.split.rows + 64) > rows * 128) return false;                   // the branch's factors lie where the values go out
   if ((reinterpret_cast<std::uintptr_t>(f.y.data) | static_cast<std::uintptr_t>(f.y.stride * 2)) % 16 != 0 || f.y.stride < p.columns) return false;
-  const int rows = p.dtype == SQ_I8 ? std::min(p.split.rows, 128) : p.split.rows;
   return encode(map, f.y.dtype == SQ_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, f.y.data, p.columns, p.rows, f.y.stride * 2, 64,
                 rows, CU_TENSOR_MAP_SWIZZLE_128B);
 }

@@ -144,8 +144,9 @@ struct Multiplier {
     convert(other);  // of no meaning, and unused, behind the last slice
   }
 
-  /// Adds `slices` slices to the sums, which are of a new piece.
-  __device__ void run(Sum (&sums)[kRows / 8][4], int slices) {
+  /// Adds `slices` slices to the sums, which are of a new piece; does `meanwhile` once, behind the first ones.
+  template <class Meanwhile>
+  __device__ void run(Sum (&sums)[kRows / 8][4], int slices, const Meanwhile& meanwhile) {
     hold(sums);
     load(0);
     convert(a[0]);
@@ -155,6 +156,7 @@ struct Multiplier {
         const int slice = done + stage;
         if (slice < slices) turn(sums, stage, stage == 0 && done == 0, slice + 1 < slices);
       }
+      if (done == 0) meanwhile();
     }
     wait_products<0>();
     hold(sums), hold(a[0]), hold(a[1]);
@@ -175,19 +177,22 @@ __device__ void consume(const ProductMaps& maps, const WeightProduct& p, const R
   Multiplier<T, kTransposed, kRows> multiplier(ring, empty_there, threadIdx.x);
   for (Piece piece; pieces.next(piece);) {
     Sum sums[kGroups][4] = {};
-    multiplier.run(sums, piece.end - piece.begin);
+    const bool finishes = piece.end == slices;
+    const int first_row = piece.tile % row_tiles * kRows, first_feature = (piece.tile / row_tiles * kClusterSize + rank) * kFeatures + group * 64;
+    unsigned char* staging = shared + Tile::kStaging + group * Tile::kStagingBytes;
+    Asked<kTransposed, kRows> asked;
+    multiplier.run(sums, piece.end - piece.begin, [&] {
+      if (kMapped && finishes) asked.ask(p.finish, shared_address(staging), first_feature, first_row, p.columns, p.rows, group, opaque(threadIdx.x) % kGroupThreads);
+    });
     const int thread = opaque(threadIdx.x) % kGroupThreads;
     const Exchange<Sum, kGroups> exchange{p.split, rank, group, thread};
-    if (piece.end < slices) {
+    if (!finishes) {
       exchange.give(sums, cluster);
       continue;
     }
     for (int giver = cluster; pieces.share(giver) > piece.tile * slices;) exchange.take(sums, --giver);
-
-    const int first_row = piece.tile % row_tiles * kRows, first_feature = (piece.tile / row_tiles * kClusterSize + rank) * kFeatures + group * 64;
-    const WayOut<kTransposed, Sum, kRows, Tile::kStagingRows> out{shared + Tile::kStaging + group * Tile::kStagingBytes, group, thread,
-                                                                  first_feature, first_row, p.columns, p.rows};
-    if constexpr (kMapped) out.through_map(p.finish, &maps.y, sums);
+    const WayOut<kTransposed, Sum, kRows, Tile::kStagingRows> out{staging, group, thread, first_feature, first_row, p.columns, p.rows};
+    if constexpr (kMapped) out.through_map(p.finish, &maps.y, sums, asked);
     else out.row_by_row(p.finish, sums);
   }
   if (threadIdx.x % kGroupThreads == 0) wait_stores_read();

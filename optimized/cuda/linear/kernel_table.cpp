@@ -31,7 +31,7 @@ std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
 std::int64_t blocks(const ProductShape& s, int token_tile) { return (s.rows + token_tile - 1) / token_tile * ((s.columns + 127) / 128); }
 
 void wgmma_tile(const sq_context& context, const ProductShape& s, KernelChoice& choice) {
-  choice.split = share_out(s.rows, s.columns, s.depth * static_cast<std::int64_t>(dtype_bytes(s.dtype)), context.multiprocessors);
+  choice.split = share_out({s.rows, s.columns, s.depth, static_cast<std::int64_t>(dtype_bytes(s.dtype)), s.transposed}, context.multiprocessors);
   choice.token_tile = choice.split.rows;
 }
 

@@ -16,6 +16,7 @@ struct ProductShape {
   std::int32_t dtype = SQ_F32;  // of what meets the weight: F32, BF16, F16 or I8
   std::int64_t rows = 0, columns = 0, depth = 0;
   std::int64_t weight_row = 0, weight_stride = 0;  // codes in a row of the weight, bytes between rows
+  bool transposed = false;  // dX
 };
 
 enum class Kernel { wgmma, mma, plain };

@@ -32,7 +32,7 @@ WeightProductCall::WeightProductCall(const sq_context& context, const Weight& we
     : activations_(activations),
       weight_(weight),
       transposed_(transposed),
-      choice_(choose_kernel(context, {activations.dtype, activations.rows, transposed ? weight.in : weight.out, activations.columns, weight.in, weight.stride})),
+      choice_(choose_kernel(context, {activations.dtype, activations.rows, transposed ? weight.in : weight.out, activations.columns, weight.in, weight.stride, transposed})),
       columns_(transposed ? weight.in : weight.out) {}
 
 void WeightProductCall::reserve(Workspace& workspace) {
