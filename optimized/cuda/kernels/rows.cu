@@ -320,22 +320,27 @@ __global__ void __launch_bounds__(kThreads, 4) gradient_rows_kernel(const __grid
   }
 }
 
+__host__ __device__ inline std::int64_t square_tiles(const Rounding& r) { return (r.padded_rows + 31) / 32 * ((r.padded_columns + 31) / 32); }
+
 /// 32 x 32 elements per block of 32 x 8 threads, through shared memory, so that both sides are read and written along their rows.
-__global__ void round_matrix_kernel(const float* from, std::int64_t stride, bool transposed, std::int64_t rows, std::int64_t columns, void* out, int dtype,
-                                    std::int64_t padded_rows, std::int64_t padded_columns) {
+__global__ void round_matrices_kernel(const __grid_constant__ Roundings roundings) {
   __shared__ float tile[32][33];
-  const std::int64_t row_tiles = (padded_rows + 31) / 32;
-  const std::int64_t first_row = blockIdx.x % row_tiles * 32, first_column = blockIdx.x / row_tiles * 32;
+  std::int64_t index = blockIdx.x;
+  int job = 0;
+  for (; index >= square_tiles(roundings.jobs[job]); ++job) index -= square_tiles(roundings.jobs[job]);
+  const Rounding& r = roundings.jobs[job];
+  const std::int64_t row_tiles = (r.padded_rows + 31) / 32;
+  const std::int64_t first_row = index % row_tiles * 32, first_column = index / row_tiles * 32;
   for (int i = threadIdx.y; i < 32; i += 8) {
-    const std::int64_t row = transposed ? first_row + threadIdx.x : first_row + i, column = transposed ? first_column + i : first_column + threadIdx.x;
-    const bool inside = row < rows && column < columns;
-    const float value = inside ? (transposed ? from[column * stride + row] : from[row * stride + column]) : 0.0f;
-    tile[transposed ? threadIdx.x : i][transposed ? i : threadIdx.x] = value;
+    const std::int64_t row = r.transposed ? first_row + threadIdx.x : first_row + i, column = r.transposed ? first_column + i : first_column + threadIdx.x;
+    const bool inside = row < r.rows && column < r.columns;
+    const float value = inside ? (r.transposed ? r.from[column * r.stride + row] : r.from[row * r.stride + column]) : 0.0f;
+    tile[r.transposed ? threadIdx.x : i][r.transposed ? i : threadIdx.x] = value;
   }
   __syncthreads();
   for (int i = threadIdx.y; i < 32; i += 8) {
     const std::int64_t row = first_row + i, column = first_column + threadIdx.x;
-    if (row < padded_rows && column < padded_columns) store_any(out, dtype, row * padded_columns + column, tile[i][threadIdx.x]);
+    if (row < r.padded_rows && column < r.padded_columns) store_any(r.out, roundings.dtype, row * r.padded_columns + column, tile[i][threadIdx.x]);
   }
 }
 
@@ -364,11 +369,11 @@ cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t round_matrix(const float* from, std::int64_t stride, bool transposed, std::int64_t rows, std::int64_t columns, void* out, std::int32_t dtype,
-                         std::int64_t padded_rows, std::int64_t padded_columns, cudaStream_t stream) {
-  const std::int64_t tiles = ((padded_rows + 31) / 32) * ((padded_columns + 31) / 32);
+cudaError_t round_matrices(const Roundings& roundings, cudaStream_t stream) {
+  std::int64_t tiles = 0;
+  for (int i = 0; i < roundings.count; ++i) tiles += square_tiles(roundings.jobs[i]);
   if (tiles == 0) return cudaSuccess;
-  round_matrix_kernel<<<static_cast<unsigned>(tiles), dim3(32, 8), 0, stream>>>(from, stride, transposed, rows, columns, out, dtype, padded_rows, padded_columns);
+  round_matrices_kernel<<<static_cast<unsigned>(tiles), dim3(32, 8), 0, stream>>>(roundings);
   return cudaGetLastError();
 }
 

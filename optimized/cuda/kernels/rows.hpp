@@ -35,10 +35,24 @@ struct GradientRows {
 };
 cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream);
 
-/// out[i, j] = from[i, j] or, transposed, from[j, i], rounded to `dtype`; zeros in columns [columns, padded) and rows [rows, padded_rows).
-/// `from` is F32 with rows `stride` elements apart.
-cudaError_t round_matrix(const float* from, std::int64_t stride, bool transposed, std::int64_t rows, std::int64_t columns, void* out, std::int32_t dtype,
-                         std::int64_t padded_rows, std::int64_t padded_columns, cudaStream_t stream);
+/// out[i, j] = from[i, j] or, transposed, from[j, i], rounded; zeros in columns [columns, padded_columns) and rows [rows, padded_rows), which are whole in
+/// `out`. `from` is F32 with rows `stride` elements apart.
+struct Rounding {
+  const float* from;
+  std::int64_t stride;
+  bool transposed;
+  std::int64_t rows, columns;
+  void* out;
+  std::int64_t padded_rows, padded_columns;
+};
+
+/// All of a call's matrices of `dtype` in one launch.
+struct Roundings {
+  static constexpr int kMost = 5;
+  Rounding jobs[kMost];
+  std::int32_t count = 0, dtype = 0;
+};
+cudaError_t round_matrices(const Roundings& roundings, cudaStream_t stream);
 
 /// target[i, j] = value of `from` in target's dtype (F32, BF16, F16).
 cudaError_t copy_matrix(const Rows& from, const Rows& target, cudaStream_t stream);

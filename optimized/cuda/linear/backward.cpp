@@ -49,9 +49,9 @@ class Backward {
     if (job_.lora) branch_.need_sums(workspace_, wants_h && !job_.h, wants_d, job_.da_t.given, job_.db_t.given);
     workspace_.commit();
 
+    if (job_.lora) branch_.round(wants_h ? job_.h : Matrix{}, stream_);
     make_gradient();
     if (wants_d) branch_.make_d(gradient(), stream_);
-    if (wants_h && job_.h) branch_.take_h(job_.h, stream_);
     if (wants_h && !job_.h) branch_.make_h({}, stream_);
     if (job_.dx) write_dx();
     if (job_.dx_lora) branch_.write_dx(job_.dx_lora, stream_);
@@ -76,7 +76,7 @@ class Backward {
     Finish finish;
     finish.row_scale = row_scale_;
     finish.y = {job_.dx.data, job_.dx.dtype, job_.dx.stride};
-    if (adds_to_dx()) branch_.finish_dx(finish, stream_);
+    if (adds_to_dx()) branch_.finish_dx(finish);
     if (!reads_dy_) product_.set_activations(scaled_);
     product_.run(finish, stream_);
   }

@@ -59,8 +59,9 @@ KernelChoice linear_forward(const sq_context& context, const sq_linear_forward_a
     product.set_activations(codes);
   }
   if (job.lora) {
+    branch.round({}, stream);
     branch.make_h(job.h, stream);
-    branch.finish_forward(finish, stream);
+    branch.finish_forward(finish);
   }
   product.run(finish, stream);
   return product.choice();

@@ -60,34 +60,39 @@ void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t
   if (wide_out) check(copy_matrix({out, dtype_, rows_, lora_.rank, rank_}, {wide_out.data, SQ_F32, rows_, lora_.rank, wide_out.stride}, stream));
 }
 
+void LowRank::round(const Matrix& h, cudaStream_t stream) {
+  const auto* a = static_cast<const float*>(lora_.a_t.data);
+  const auto* b = static_cast<const float*>(lora_.b_t.data);
+  Roundings all;
+  all.dtype = dtype_;
+  const auto add = [&](const Rounding& rounding) { if (rounding.out) all.jobs[all.count++] = rounding; };
+  add({a, lora_.a_t.stride, false, lora_.rank, in_, a_rows_, rank_, row_pitch(in_)});
+  add({a, lora_.a_t.stride, true, in_, lora_.rank, a_columns_, in_, rank_});
+  add({b, lora_.b_t.stride, true, lora_.rank, out_, b_rows_, rank_, row_pitch(out_)});
+  add({b, lora_.b_t.stride, false, out_, lora_.rank, b_columns_, out_, rank_});
+  if (h) add({static_cast<const float*>(h.data), h.stride, false, rows_, lora_.rank, h_, rows_, rank_});
+  check(round_matrices(all, stream));
+}
+
 void LowRank::make_h(const Matrix& h_out, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(lora_.a_t.data), lora_.a_t.stride, false, lora_.rank, in_, a_rows_, dtype_, rank_, row_pitch(in_), stream));
   product(lora_.x, a_rows_, row_pitch(in_), h_, h_out, stream);
 }
 
-void LowRank::take_h(const Matrix& h, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(h.data), h.stride, false, rows_, lora_.rank, h_, dtype_, rows_, rank_, stream));
-}
-
 void LowRank::make_d(const Matrix& g, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(lora_.b_t.data), lora_.b_t.stride, true, lora_.rank, out_, b_rows_, dtype_, rank_, row_pitch(out_), stream));
   product(g, b_rows_, row_pitch(out_), d_, {}, stream);
 }
 
-void LowRank::finish_forward(Finish& finish, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(lora_.b_t.data), lora_.b_t.stride, false, out_, lora_.rank, b_columns_, dtype_, out_, rank_, stream));
+void LowRank::finish_forward(Finish& finish) const {
   finish.low_rows = h_, finish.low_columns = b_columns_;
   finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling;
 }
 
-void LowRank::finish_dx(Finish& finish, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(lora_.a_t.data), lora_.a_t.stride, true, in_, lora_.rank, a_columns_, dtype_, in_, rank_, stream));
+void LowRank::finish_dx(Finish& finish) const {
   finish.low_rows = d_, finish.low_columns = a_columns_;
   finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling;
 }
 
 void LowRank::write_dx(const Matrix& dx, cudaStream_t stream) {
-  check(round_matrix(static_cast<const float*>(lora_.a_t.data), lora_.a_t.stride, true, in_, lora_.rank, a_columns_, dtype_, in_, rank_, stream));
   Finish finish;
   finish.factor = lora_.scaling;
   finish.y = {dx.data, dx.dtype, dx.stride};

@@ -7,7 +7,6 @@
 
 namespace squareq::cuda {
 
-
 /// Owns no memory: reserves what a call asks for in its workspace. Matrices are [.., rank()] or [rank(), ..] in the activations' dtype, zero beyond
 /// the true rank.
 class LowRank {
@@ -27,12 +26,13 @@ class LowRank {
   /// Must come last: partial sums, shared by all products of the call.
   void need_sums(Workspace& workspace, bool h, bool d, bool da, bool db);
 
+  /// All that was reserved of A and B, and the caller's H where given, rounded. Comes first.
+  void round(const Matrix& h, cudaStream_t stream);
   void make_h(const Matrix& h_out, cudaStream_t stream);
-  void take_h(const Matrix& h, cudaStream_t stream);
   void make_d(const Matrix& g, cudaStream_t stream);
   /// Adds the branch to a forward or to dX.
-  void finish_forward(Finish& finish, cudaStream_t stream);
-  void finish_dx(Finish& finish, cudaStream_t stream);
+  void finish_forward(Finish& finish) const;
+  void finish_dx(Finish& finish) const;
   /// dx_lora = scaling * D A^T.
   void write_dx(const Matrix& dx, cudaStream_t stream);
   void write_da(const Matrix& da_t, bool accumulate, cudaStream_t stream);
