@@ -3,6 +3,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 JOBS=${JOBS:-$(nproc)}
 STARTED=$SECONDS
+# Without it the CMake package of PyPI's torch runs a program on a GPU to choose architectures. Our kernels are compiled for their own list.
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
 
 step() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - STARTED)); }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }

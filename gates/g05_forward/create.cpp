@@ -21,7 +21,6 @@ void run_own_allocation(Trial& trial) {
     sq_host host{};
     host.threads = threads;
     host.deterministic = 1;
-    host.device.kind = trial.description().device == "cuda" ? SQ_CUDA : SQ_CPU;
     const Context context(trial.subject().of_group("linear"), host);
     Guarded y("y", Role::out, SQ_F32, {257, 63});
     auto args = sized<sq_linear_forward_args>();
@@ -37,12 +36,10 @@ void run_own_allocation(Trial& trial) {
 /// What a host may say when it makes an instance.
 void run_create(Trial& trial) {
   const sq_implementation& table = trial.subject().of_group("linear").table();
-  const sq_device own = {trial.description().device == "cuda" ? SQ_CUDA : SQ_CPU, 0};
   Meter meter;
   const auto create = [&](const std::string& what, Codes codes, const std::function<void(sq_host&)>& change) {
     auto host = sized<sq_host>();
     host.abi_version = SQ_ABI_VERSION;
-    host.device = own;
     host.threads = 2;
     host.allocator = meter.table();
     change(host);

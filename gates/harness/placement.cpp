@@ -301,8 +301,7 @@ sq_status module_forward(sq_context* context, std::uint64_t module, const char* 
 sq_status create(const sq_host* given, sq_context** context, sq_error* error) {
   if (!given) return placed->inner->create(nullptr, context, error);
   sq_host host = Call::full(*given);
-  if (host.device.kind == SQ_CPU) host.device = kDevice;
-  else host.device = {SQ_CPU, 0};  // a case that names the wrong device
+  host.device.kind = host.device.kind == SQ_CPU ? kDevice.kind : SQ_CPU;  // a case that names the wrong kind, or a wrong index, keeps doing so
   return placed->inner->create(&host, context, error);
 }
 
