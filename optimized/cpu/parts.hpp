@@ -1,6 +1,7 @@
 // What a call names: layers, formats, and the parts of a format. Every check throws a CALL_* error that names the layer.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
