@@ -169,19 +169,20 @@ sq_status operate(sq_context* context, const Args* args, sq_error* error) {
 
 sq_status fake_create(const sq_host* host, sq_context** context, sq_error* error) {
   if (host->device.kind != SQ_CUDA) return off_device(error);
+  sq_host copy = *host;
+  copy.device.kind = SQ_CPU;
+  if (!host->allocator) return (*inner)->create(&copy, context, error);
   static sq_allocator table{};
   given_allocator = *host->allocator;
-  table.size = sizeof table;
-  table.allocate = [](void*, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle stream, const char* tag) -> void* {
+  table = given_allocator;
+  if (table.allocate) table.allocate = [](void*, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle stream, const char* tag) -> void* {
     void* memory = given_allocator.allocate(given_allocator.user, kind, bytes, alignment, stream, tag);
     if (memory && kind == SQ_MEM_DEVICE) fake().open_for_ever(memory);
     return memory;
   };
-  table.release = [](void*, void* memory, std::int32_t kind, std::uint64_t bytes, sq_stream_handle stream) {
+  if (table.release) table.release = [](void*, void* memory, std::int32_t kind, std::uint64_t bytes, sq_stream_handle stream) {
     given_allocator.release(given_allocator.user, memory, kind, bytes, stream);
   };
-  sq_host copy = *host;
-  copy.device = {SQ_CPU, 0};
   copy.allocator = &table;
   return (*inner)->create(&copy, context, error);
 }
@@ -252,6 +253,13 @@ TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-017
   }
   EXPECT_GE(ran, 30);
   EXPECT_TRUE(fake().regions.empty()) << "device memory left behind";
+}
+
+TEST_F(Placement, instances_are_made_on_the_device_and_on_no_other) {  // SQ-CNF-017
+  for (const char* id : {"linear.create", "linear.own_allocation"}) {
+    const Verdict v = run(id);
+    EXPECT_EQ(v.status, Status::pass) << id << ": " << v.message;
+  }
 }
 
 TEST_F(Placement, a_byte_behind_an_output_on_the_device_is_seen) {  // SQ-CNF-013, SQ-CNF-017
