@@ -1,5 +1,5 @@
-// The kernels that can multiply by a weight, one line each, and which of them a call gets. The choice depends on the device's architecture, dtypes
-// and shapes alone: never on addresses, free memory or a budget, so that the same call gives the same bits wherever its tensors lie.
+// The kernels that can multiply by a weight, one line each, and which of them a call gets. The choice depends on the device's architecture and
+// number of multiprocessors, dtypes and shapes alone: never on addresses, free memory or a budget, so that the same call gives the same bits wherever its tensors lie.
 #pragma once
 
 #include <cstdint>

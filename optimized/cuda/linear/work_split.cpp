@@ -30,11 +30,10 @@ WorkSplit share_out(const ProductSize& size, int multiprocessors) {
     const int slice = size.width == 1 ? cost.code_slice : size.transposed ? cost.transposed_slice : cost.slice;
     const std::int64_t tiles = ceil_div(size.rows, cost.rows) * ceil_div(size.columns, 256), whole = slices * slice + cost.ends;
     consider(cost.rows, std::min(most, tiles), 0, ceil_div(tiles, most) * whole);
-    if (tiles % most == 0 || slices < 2) continue;
+    if (slices < kLeastShare) continue;
     // The last full turn is shared out together with what is left over: no share is then smaller than a tile, and few tiles have more than two parts.
     const std::int64_t turns = std::max<std::int64_t>(0, tiles / most - 1), split = tiles - turns * most;
-    const std::int64_t clusters = std::min(most, std::max<std::int64_t>(1, split * slices / kLeastShare));
-    if (turns > 0 && clusters < most) continue;
+    const std::int64_t clusters = std::min(most, split * slices / kLeastShare);
     const std::int64_t share = ceil_div(split * slices, clusters);
     consider(cost.rows, clusters, split, turns * whole + share * slice + (share / slices + 1) * cost.ends + cost.split + ceil_div(slices, share) * cost.part);
   }
