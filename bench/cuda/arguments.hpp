@@ -32,7 +32,7 @@ class Arguments {
 /// A whole number within [low, high]; else CFG_VALUE naming `what`, the text and the bounds.
 std::int64_t parse_number(std::string_view what, std::string_view text, std::int64_t low, std::int64_t high);
 
-/// Where a result goes. Nothing stands under `path` before all of it does. Opened before anything is measured, so that a wrong path costs no run.
+/// Where a result goes: whole JSON or what stood there before. Opened before anything is measured, so that a wrong path costs no run.
 class ResultFile {
  public:
   /// Empty: no file is wanted. Throws IO_ERROR naming the file.
@@ -40,7 +40,7 @@ class ResultFile {
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
-  /// Throws IO_ERROR.
+  /// May be called again with more. Throws IO_ERROR.
   void write(const nlohmann::ordered_json& result);
 
  private:

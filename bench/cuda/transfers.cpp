@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::string_view kUsage =
     "cuda_transfer_bench: the stream engine of the CUDA backend on FLUX.1-dev's blocks, on device 0\n"
-    "  --blocks N          of the model's 57, 2 at least (default 57: 11.9 GB of page-locked memory)\n"
+    "  --blocks N          of the model's 57, 4 at least (default 57: 11.9 GB of page-locked memory)\n"
     "  --slots LIST        slots of a step (default 2,4,8,16,32,57, as far as there are blocks)\n"
     "  --compute-us LIST   compute of a block's forward in a step; its backward takes twice that (default 600,2100: 512^2 and 1024^2 on an H200)\n"
     "  --rounds N          (default 5)\n"
@@ -26,7 +26,7 @@ constexpr std::string_view kUsage =
     "Exit status: 0 done, 2 wrong arguments, 3 no GPU or failed.\n";
 
 constexpr int kUnits = 4;            // sets of operands of the compute's product
-constexpr int kHeldUpMs = 5;         // work before a measured stretch of the compute stream, so that the host has queued the stretch when it begins
+constexpr int kHeldUpMs = 8;         // work before a measured stretch of the compute stream, so that the host has queued the stretch when it begins
 constexpr int kWarmPasses = 2;       // the first fills the slots, the second is the first of the steady state
 
 using Clock = std::chrono::steady_clock;
@@ -116,7 +116,7 @@ class TransferBench {
  public:
   TransferBench(std::uint32_t blocks, int rounds)
       : rounds_(rounds), model_(blocks), master_(model_.total()), shared_(master_), allocator_(shared_.table()), context_(open_backend(&allocator_)),
-        compute_(random_, compute_stream_.handle), held_up_(compute_.for_us(1e3)) {}
+        compute_(random_, compute_stream_.handle), held_up_(compute_.for_us(1e3 * kHeldUpMs)) {}
 
   /// Passes without compute, two slots: copies end to end. Against the same bytes in copies of the same sizes, queued at once.
   nlohmann::ordered_json link() {
@@ -127,11 +127,14 @@ class TransferBench {
     walk(session, visits);
     plain_copies(slots);
     std::vector<double> engine, plain, shares;
+    const std::uint64_t before = session.stats().loaded_bytes;
     for (int round = 0; round < rounds_; ++round) {
       engine.push_back(walk(session, visits));
       plain.push_back(plain_copies(slots));
       shares.push_back(plain.back() / engine.back());
     }
+    const std::uint64_t loaded = session.stats().loaded_bytes - before, expected = model_.total() * static_cast<std::uint64_t>(rounds_);
+    if (loaded != expected) throw Error(Code::INTERNAL, "the engine loaded " + std::to_string(loaded) + " bytes, " + std::to_string(expected) + " were to be copied");
     copies_ms_ = median(engine);
     plain_rate_ = gigabytes_per_second(model_.total(), median(plain));
     return {{"bytes", model_.total()}, {"copies", model_.size()}, {"engine_gb_s", gigabytes_per_second(model_.total(), copies_ms_)},
@@ -358,7 +361,7 @@ double estimate_seconds(double bytes, std::uint32_t blocks, int rounds, const st
 
 void body(int argc, char** argv) {
   const Arguments arguments(argc, argv, {"--blocks", "--slots", "--compute-us", "--rounds", "--json"});
-  const auto blocks = static_cast<std::uint32_t>(arguments.number("--blocks", "57", 2, StreamedModel::kBlocks));
+  const auto blocks = static_cast<std::uint32_t>(arguments.number("--blocks", "57", 4, StreamedModel::kBlocks));
   std::vector<std::int64_t> slots = arguments.numbers("--slots", "2,4,8,16,32,57", 1, StreamedModel::kBlocks);
   for (const std::int64_t c : slots)
     if (arguments.given("--slots") && c > blocks)

@@ -27,8 +27,9 @@ WRONG = {
     ],
     "cuda_transfer_bench": [
         (["--block", "4"], "CFG_FLAG", "unknown argument '--block'"),
-        (["--blocks", "58"], "CFG_VALUE", "'58', must be a whole number from 2 to 57"),
+        (["--blocks", "58"], "CFG_VALUE", "'58', must be a whole number from 4 to 57"),
         (["--blocks", "4", "--slots", "2,5"], "CFG_VALUE", "--slots names 5, there are 4 blocks"),
+        (["--slots", "0"], "CFG_VALUE", "'0'"),
         (["--compute-us", "-3"], "CFG_VALUE", "'-3'"),
     ],
 }
