@@ -96,7 +96,7 @@ void Layer::forward(int set, const ForwardCall& wanted) const {
   auto args = sized<sq_linear_forward_args>();
   args.stream = stream_, args.weight = &v.ref, args.y = &v.y, args.compute = wanted.compute;
   if (wanted.codes) args.xq = &v.codes;
-  else args.x = &v.x;
+  else args.x = wanted.copied ? &v.dx : &v.x;
   if (wanted.gelu) args.activation = SQ_ACT_GELU_TANH;
   if (wanted.kept) args.preactivation = &v.kept;
   if (wanted.lora) args.lora = &v.lora, args.h = &v.h;

@@ -10,10 +10,10 @@
 
 namespace squareq::bench {
 
-/// Which forward. `codes`: X comes quantized, from the set's codes.
+/// Which forward. `codes`: X comes quantized, from the set's codes; `copied`: X is what copy_x() wrote.
 struct ForwardCall {
   std::int32_t compute = SQ_COMPUTE_DEFAULT;
-  bool lora = false, gelu = false, kept = false, codes = false;
+  bool lora = false, gelu = false, kept = false, codes = false, copied = false;
 };
 
 /// Which backward. With `lora` it also makes the adapters' gradients, from the saved H.

@@ -113,27 +113,27 @@ class LinearBench {
     constexpr std::int32_t kW8A16 = SQ_COMPUTE_DEFAULT, kW8A8 = SQ_COMPUTE_W8A8;
     return {
         {{"cublas_forward", cublas(products.forward)}, "", "", true},
-        {{"w8a16_forward", forward({kW8A16})}, "cublas_forward", "", true},
-        {{"w8a8_forward", forward({kW8A8})}, "cublas_forward", "", true},
-        {{"w8a16_lora_forward", forward({kW8A16, true})}, "cublas_forward", "w8a16_forward", true},
-        {{"w8a8_lora_forward", forward({kW8A8, true})}, "cublas_forward", "w8a8_forward", true},
-        {{"w8a8_codes_forward", forward({kW8A8, false, false, false, true})}, "cublas_forward", "", false},
-        {{"w8a8_separate_producer_forward", [&layer](int i) { layer.copy_x(i), layer.forward(i, {kW8A8}); }}, "", "", false},
-        {{"w8a8_fused_producer_forward", [&layer](int i) { layer.produce_codes(i), layer.forward(i, {kW8A8, false, false, false, true}); }},
+        {{"w8a16_forward", forward({.compute = kW8A16})}, "cublas_forward", "", true},
+        {{"w8a8_forward", forward({.compute = kW8A8})}, "cublas_forward", "", true},
+        {{"w8a16_lora_forward", forward({.compute = kW8A16, .lora = true})}, "cublas_forward", "w8a16_forward", true},
+        {{"w8a8_lora_forward", forward({.compute = kW8A8, .lora = true})}, "cublas_forward", "w8a8_forward", true},
+        {{"w8a8_codes_forward", forward({.compute = kW8A8, .codes = true})}, "cublas_forward", "", false},
+        {{"w8a8_separate_producer_forward", [&layer](int i) { layer.copy_x(i), layer.forward(i, {.compute = kW8A8, .copied = true}); }}, "", "", false},
+        {{"w8a8_fused_producer_forward", [&layer](int i) { layer.produce_codes(i), layer.forward(i, {.compute = kW8A8, .codes = true}); }},
          "w8a8_separate_producer_forward", "", false},
         {{"dequantize_cublas_forward", [&](int i) { layer.dequantize(i), products.forward.queue(layer.forward_operands(i, true)); }},
          "cublas_forward", "", false},
         {{"cublas_gelu_forward", cublas(products.gelu)}, "", "", true},
-        {{"w8a16_gelu_forward", forward({kW8A16, false, true})}, "cublas_gelu_forward", "", true},
-        {{"w8a8_gelu_forward", forward({kW8A8, false, true})}, "cublas_gelu_forward", "", true},
+        {{"w8a16_gelu_forward", forward({.compute = kW8A16, .gelu = true})}, "cublas_gelu_forward", "", true},
+        {{"w8a8_gelu_forward", forward({.compute = kW8A8, .gelu = true})}, "cublas_gelu_forward", "", true},
         {{"cublas_gelu_kept_forward", cublas(products.kept)}, "", "", false},
-        {{"w8a16_gelu_kept_forward", forward({kW8A16, false, true, true})}, "cublas_gelu_kept_forward", "", false},
-        {{"w8a8_gelu_kept_forward", forward({kW8A8, false, true, true})}, "cublas_gelu_kept_forward", "", false},
+        {{"w8a16_gelu_kept_forward", forward({.compute = kW8A16, .gelu = true, .kept = true})}, "cublas_gelu_kept_forward", "", false},
+        {{"w8a8_gelu_kept_forward", forward({.compute = kW8A8, .gelu = true, .kept = true})}, "cublas_gelu_kept_forward", "", false},
         {{"cublas_dx", [&](int i) { products.backward.queue(layer.backward_operands(i)); }}, "", "", true},
-        {{"w8a16_dx", backward({kW8A16})}, "cublas_dx", "", true},
-        {{"w8a8_dx", backward({kW8A8})}, "cublas_dx", "", true},
-        {{"w8a16_lora_backward", backward({kW8A16, true})}, "cublas_dx", "w8a16_dx", true},
-        {{"w8a8_lora_backward", backward({kW8A8, true})}, "cublas_dx", "w8a8_dx", true},
+        {{"w8a16_dx", backward({.compute = kW8A16})}, "cublas_dx", "", true},
+        {{"w8a8_dx", backward({.compute = kW8A8})}, "cublas_dx", "", true},
+        {{"w8a16_lora_backward", backward({.compute = kW8A16, .lora = true})}, "cublas_dx", "w8a16_dx", true},
+        {{"w8a8_lora_backward", backward({.compute = kW8A8, .lora = true})}, "cublas_dx", "w8a8_dx", true},
         {{"dequantize_cublas_dx", [&](int i) { layer.dequantize(i), products.backward.queue(layer.backward_operands(i, true)); }},
          "cublas_dx", "", false}};
   }
@@ -169,8 +169,8 @@ void print_case(const nlohmann::ordered_json& r) {
   const auto cell = [&](const char* route, const char* field, double factor) {
     return r.contains(route) ? r.at(route).at(field).get<double>() * factor : 0;
   };
-  std::printf("%-6s %5ld %6ld %6ld | %8.1f %5.2f %5.2f %4.0f%% %5.2f | %8.1f %5.2f %5.2f %4.0f%% | %4.0f MHz\n", r.at("model").get<std::string>().c_str(),
-              r.at("m").get<long>(), r.at("k").get<long>(), r.at("n").get<long>(), cell("cublas_forward", "us", 1), cell("w8a16_forward", "ratio", 1),
+  std::printf("%-6s %5ld %6ld %6ld | %8.1f %5.2f %5.2f %4.0f%% %5.2f | %8.1f %5.2f %5.2f %4.0f%% | %4.0f MHz\n",
+              r.at("model").get<std::string>().c_str(), r.at("m").get<long>(), r.at("k").get<long>(), r.at("n").get<long>(), cell("cublas_forward", "us", 1), cell("w8a16_forward", "ratio", 1),
               cell("w8a8_forward", "ratio", 1), cell("w8a16_lora_forward", "overhead", 100), cell("w8a16_gelu_forward", "ratio", 1),
               cell("cublas_dx", "us", 1), cell("w8a16_dx", "ratio", 1), cell("w8a8_dx", "ratio", 1), cell("w8a16_lora_backward", "overhead", 100),
               cell("w8a16_forward", "sm_mhz", 1));
@@ -200,9 +200,10 @@ void body(int argc, char** argv) {
   for (const Case& c : cases) seconds += bench.estimate_seconds(c);
   std::printf("%s, %s, %zu shapes, about %.0f s; ratio = time of cuBLASLt bf16 / time of the route, + = LoRA's overhead\n", device.name.c_str(),
               regime.c_str(), cases.size(), seconds);
-  std::printf("%-6s %5s %6s %6s | %8s %5s %5s %5s %5s | %8s %5s %5s %5s | %s\n", "model", "M", "K", "N", "bf16 us", "w8a16", "w8a8", "+", "gelu", "dX us",
-              "w8a16", "w8a8", "+", "SM clock");
-  nlohmann::ordered_json all = {{"bench", "linear"}, {"regime", regime}, {"complete", false}, {"rounds", rounds}, {"device", device.json()}, {"results", nlohmann::ordered_json::array()}};
+  std::printf("%-6s %5s %6s %6s | %8s %5s %5s %5s %5s | %8s %5s %5s %5s | %s\n", "model", "M", "K", "N", "bf16 us", "w8a16", "w8a8", "+", "gelu",
+              "dX us", "w8a16", "w8a8", "+", "SM clock");
+  nlohmann::ordered_json all = {{"bench", "linear"}, {"regime", regime},           {"complete", false},
+                                {"rounds", rounds},  {"device", device.json()},    {"results", nlohmann::ordered_json::array()}};
   for (const Case& c : cases) {
     all["results"].push_back(bench.run(c));
     print_case(all["results"].back());

@@ -76,7 +76,7 @@ def load(paths):
 
 
 def number(value, field):
-    return f"{100 * value:.0f} %" if field == "overhead" else f"{value:.2f}"
+    return f"{round(100 * value)} %" if field == "overhead" else f"{value:.2f}"
 
 
 def verdict(median, worst, aim, field):

@@ -21,7 +21,8 @@ StreamedModel::Kind StreamedModel::lay_out(const std::vector<LinearShape>& linea
     const auto out = static_cast<std::uint64_t>(l.out), in = static_cast<std::uint64_t>(l.in);
     const std::uint64_t scale = kind.bytes + aligned(out * in), bias = scale + aligned(4 * out);
     const std::vector<sq_part_desc>& parts = kind.parts.emplace_back(
-        std::vector<sq_part_desc>{{"qweight", SQ_I8, 2, {l.out, l.in}, kind.bytes}, {"scale", SQ_F32, 1, {l.out}, scale}, {"bias", SQ_F32, 1, {l.out}, bias}});
+        std::vector<sq_part_desc>{{"qweight", SQ_I8, 2, {l.out, l.in}, kind.bytes}, {"scale", SQ_F32, 1, {l.out}, scale},
+                                  {"bias", SQ_F32, 1, {l.out}, bias}});
     kind.layers.push_back({l.name, "bp8_v2", l.out, l.in, parts.data(), static_cast<std::uint32_t>(parts.size()), 0});
     kind.bytes = bias + aligned(4 * out);
   }
@@ -31,13 +32,16 @@ StreamedModel::Kind StreamedModel::lay_out(const std::vector<LinearShape>& linea
 StreamedModel::StreamedModel(std::uint32_t blocks) {
   constexpr std::int64_t d = 3072;
   double_ = lay_out({{"norm1.linear", d, 6 * d}, {"norm1_context.linear", d, 6 * d}, {"attn.to_q", d, d}, {"attn.to_k", d, d}, {"attn.to_v", d, d},
-                     {"attn.add_q_proj", d, d}, {"attn.add_k_proj", d, d}, {"attn.add_v_proj", d, d}, {"attn.to_out.0", d, d}, {"attn.to_add_out", d, d},
-                     {"ff.net.0.proj", d, 4 * d}, {"ff.net.2", 4 * d, d}, {"ff_context.net.0.proj", d, 4 * d}, {"ff_context.net.2", 4 * d, d}});
-  single_ = lay_out({{"norm.linear", d, 3 * d}, {"attn.to_q", d, d}, {"attn.to_k", d, d}, {"attn.to_v", d, d}, {"proj_mlp", d, 4 * d}, {"proj_out", 5 * d, d}});
+                     {"attn.add_q_proj", d, d}, {"attn.add_k_proj", d, d}, {"attn.add_v_proj", d, d}, {"attn.to_out.0", d, d},
+                     {"attn.to_add_out", d, d}, {"ff.net.0.proj", d, 4 * d}, {"ff.net.2", 4 * d, d}, {"ff_context.net.0.proj", d, 4 * d},
+                     {"ff_context.net.2", 4 * d, d}});
+  single_ = lay_out({{"norm.linear", d, 3 * d}, {"attn.to_q", d, d}, {"attn.to_k", d, d}, {"attn.to_v", d, d}, {"proj_mlp", d, 4 * d},
+                     {"proj_out", 5 * d, d}});
   const std::uint32_t doubles = (blocks + 2) / 3;
   for (std::uint32_t b = 0; b < blocks; ++b) {
     const Kind& kind = b < doubles ? double_ : single_;
-    const std::string& name = names_.emplace_back((b < doubles ? "transformer_blocks." : "single_transformer_blocks.") + std::to_string(b < doubles ? b : b - doubles));
+    const std::string& name =
+        names_.emplace_back(b < doubles ? "transformer_blocks." + std::to_string(b) : "single_transformer_blocks." + std::to_string(b - doubles));
     descs_.push_back({name.c_str(), kind.bytes, kind.layers.data(), static_cast<std::uint32_t>(kind.layers.size()), 0});
   }
 }

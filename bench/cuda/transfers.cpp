@@ -134,7 +134,8 @@ class TransferBench {
       shares.push_back(plain.back() / engine.back());
     }
     const std::uint64_t loaded = session.stats().loaded_bytes - before, expected = model_.total() * static_cast<std::uint64_t>(rounds_);
-    if (loaded != expected) throw Error(Code::INTERNAL, "the engine loaded " + std::to_string(loaded) + " bytes, " + std::to_string(expected) + " were to be copied");
+    if (loaded != expected)
+      throw Error(Code::INTERNAL, "the engine loaded " + std::to_string(loaded) + " bytes, " + std::to_string(expected) + " were to be copied");
     copies_ms_ = median(engine);
     plain_rate_ = gigabytes_per_second(model_.total(), median(plain));
     return {{"bytes", model_.total()}, {"copies", model_.size()}, {"engine_gb_s", gigabytes_per_second(model_.total(), copies_ms_)},
@@ -283,7 +284,8 @@ class TransferBench {
   }
 
   /// Microseconds that a lease (acquire and release) takes on the compute stream, all of a pass queued before the device comes to the first.
-  double leases_us(StreamSession& session, const std::vector<sq_visit>& visits, double held_up_ms, std::vector<double>* acquire, std::vector<double>* release) {
+  double leases_us(StreamSession& session, const std::vector<sq_visit>& visits, double held_up_ms, std::vector<double>* acquire,
+                   std::vector<double>* release) {
     const cudaStream_t stream = compute_stream_.handle;
     Event begin, end;
     hold_up(held_up_ms);
@@ -328,8 +330,8 @@ class TransferBench {
   }
 
   static void print_step(const nlohmann::ordered_json& s) {
-    std::printf("step: %2ld slots, %4ld us per block: compute %6.1f ms, step %6.1f, exposed %6.1f (link's floor %6.1f), %.2f GB loaded\n", s.at("slots").get<long>(),
-                s.at("asked_compute_us").get<long>(), s.at("compute_ms").get<double>(), s.at("step_ms").get<double>(), s.at("exposed_ms").get<double>(),
+    std::printf("step: %2ld slots, %4ld us per block: compute %6.1f ms, step %6.1f, exposed %6.1f (link's floor %6.1f), %.2f GB loaded\n",
+                s.at("slots").get<long>(), s.at("asked_compute_us").get<long>(), s.at("compute_ms").get<double>(), s.at("step_ms").get<double>(), s.at("exposed_ms").get<double>(),
                 s.at("floor_ms").get<double>(), s.at("loaded_bytes").get<double>() / 1e9);
     std::fflush(stdout);
   }
@@ -348,7 +350,8 @@ class TransferBench {
 };
 
 /// A guess, for the person who waits: page-locking, then passes at 55 GB/s or at the speed of the compute.
-double estimate_seconds(double bytes, std::uint32_t blocks, int rounds, const std::vector<std::int64_t>& slots, const std::vector<std::int64_t>& compute_us) {
+double estimate_seconds(double bytes, std::uint32_t blocks, int rounds, const std::vector<std::int64_t>& slots,
+                        const std::vector<std::int64_t>& compute_us) {
   const double pass = bytes / 55e9;
   double seconds = 5 + bytes * 0.4e-9 + (2 * rounds + 2) * pass + rounds * 3.2 * pass + rounds * 3 * pass;
   for (const std::int64_t c : slots)
@@ -379,7 +382,8 @@ void body(int argc, char** argv) {
   nlohmann::ordered_json all = {{"bench", "transfers"}, {"rounds", rounds}, {"device", device.json()}, {"model", "FLUX.1-dev"}, {"blocks", blocks}};
   const auto number = [&](const char* part, const char* key) { return all.at(part).at(key).get<double>(); };
   all["link"] = bench.link();
-  std::printf("link: engine %.1f GB/s, plain copies %.1f GB/s, share %.3f\n", number("link", "engine_gb_s"), number("link", "plain_gb_s"), number("link", "share"));
+  std::printf("link: engine %.1f GB/s, plain copies %.1f GB/s, share %.3f\n", number("link", "engine_gb_s"), number("link", "plain_gb_s"),
+              number("link", "share"));
   all["overlap"] = bench.overlap();
   std::printf("overlap: compute %.1f ms alone, %.1f beside copies; copies %.1f ms alone, %.1f beside compute; both %.1f ms\n",
               number("overlap", "compute_alone_ms"), number("overlap", "compute_beside_copies_ms"), number("overlap", "copies_alone_ms"),
