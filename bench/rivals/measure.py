@@ -14,6 +14,7 @@ import torch
 # weight 1.4 %: a right result stays under 2.5 %; a lost scale, a shifted row or a stale operand is off by far more than 5 %.
 BOUND = 0.05
 DIRECTIONS = ("forward", "backward")
+CALLS = 20  # at least so many calls between two events where they are launched one by one
 
 
 class DeviceBroken(Exception):
@@ -57,11 +58,15 @@ class Operands:
 
 @dataclasses.dataclass
 class Route:
-    """What is timed: `run()` queues one pass over all sets."""
+    """What is timed: `run()` queues `calls` calls, in turn over all sets."""
     record: dict
-    sets: int
+    calls: int
     run: Callable
     held: object = None  # what the captured pass writes, and what its calls keep from their forwards: a graph itself keeps no memory
+
+
+def on_gpu(device):
+    return device.type == "cuda"
 
 
 def check(results, operands, direction):
@@ -82,13 +87,13 @@ def calls_of(layers, operands, direction, device):
         if layer.backward is not None:
             calls.append(lambda layer=layer, dy=dy: layer.backward(dy))
             continue
-        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        before = torch.cuda.memory_allocated(device) if on_gpu(device) else 0
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = layer.forward(leaf)
         if not y.requires_grad:
             return None, "its result carries no gradient: for inference only"
-        if device.type == "cuda":
+        if on_gpu(device):
             kept = torch.cuda.memory_allocated(device) - before - y.nbytes
         calls.append(lambda y=y, leaf=leaf, dy=dy: torch.autograd.grad(y, leaf, dy, retain_graph=True)[0])
     return calls, kept
@@ -126,16 +131,17 @@ def route_of(record, calls, operands, direction, stream):
             record["timing"] = "graph"
             return Route(record, len(calls), graph.replay, (held, calls))
     record.update(timing="events", not_captured=why)
+    repeated = calls * -(-CALLS // len(calls))
 
     def run():
-        for call in calls:
+        for call in repeated:
             call()
 
-    return Route(record, len(calls), run)
+    return Route(record, len(repeated), run)
 
 
 def prove_alive(device):
-    if device.type != "cuda":
+    if not on_gpu(device):
         return
     try:
         torch.cuda.synchronize(device)
@@ -160,7 +166,7 @@ def attempt(layers, operands, direction, device, stream):
             return {**record, "status": "wrong", "reason": wrong}, None
         if direction == "backward":
             record["kept_bytes"] = kept
-        if device.type != "cuda":
+        if not on_gpu(device):
             return {**record, "status": "checked"}, None
         return record, route_of(record, calls, operands, direction, stream)
     except Stale as e:
@@ -171,26 +177,36 @@ def attempt(layers, operands, direction, device, stream):
 
 
 class Stopwatch:
-    """Microseconds of what `run` queues on the stream, by events around it."""
+    """Queues `run` between two events and returns what waits for them and gives the microseconds between."""
 
     def __init__(self, stream):
         self.stream = stream
-        self.begin, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def __call__(self, run):
-        self.begin.record(self.stream)
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record(self.stream)
         run()
-        self.end.record(self.stream)
-        self.end.synchronize()
-        return self.begin.elapsed_time(self.end) * 1e3
+        end.record(self.stream)
+
+        def microseconds():
+            end.synchronize()
+            return begin.elapsed_time(end) * 1e3
+
+        return microseconds
 
 
 def interleave(routes, rounds, stopwatch):
-    """{key: microseconds per call, one of each round}. All routes run once in every round; the first round only warms up."""
-    times = {key: [] for key in routes}
+    """{key: microseconds per call, one of each round}. All routes run once in every round; the first round only warms up.
+
+    A round is queued whole before anything waits, so that a route finds the device busy and its launch is not in its time. Each round begins
+    with another route, for the first one of a round does find the device idle.
+    """
+    times, order = {key: [] for key in routes}, list(routes)
     for number in range(-1, rounds):
-        for key, route in routes.items():
-            us = stopwatch(route.run) / route.sets
+        first = number % len(order)
+        running = [(key, stopwatch(routes[key].run)) for key in order[first:] + order[:first]]
+        for key, microseconds in running:
+            us = microseconds() / routes[key].calls
             if number >= 0:
                 times[key].append(us)
     return times
@@ -206,7 +222,7 @@ def enter_times(routes, times, base):
 
 def session(point, libraries, base, rounds, device, sets=None):
     """{key: {"forward": record, "backward": record}} for `libraries` {key: Library} at `point`; `base`: key of what ratios refer to."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = torch.cuda.Stream(device) if on_gpu(device) else None
     with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
         operands = Operands(point, sets or point.sets(), device)
         layers, records = {}, {key: {} for key in libraries}

@@ -43,7 +43,8 @@ def price(point, rounds, eager, compiled):
     """Seconds for one session; `eager` and `compiled`: how many libraries of each kind."""
     count = eager + compiled
     passes = (rounds + 6) * 2 * count  # warm-up, checks and capture are passes too; both directions
-    return SESSION + count * (EAGER + EAGER_SET * point.sets()) + compiled * COMPILED + passes * point.sets() * 2.0 * point.m * point.k * point.n / FLOPS
+    products = passes * point.sets() * 2.0 * point.m * point.k * point.n
+    return SESSION + count * (EAGER + EAGER_SET * point.sets()) + compiled * COMPILED + products / FLOPS
 
 
 def points(rows, chosen):

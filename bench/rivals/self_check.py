@@ -3,19 +3,23 @@
 
   bench/rivals/self_check.py
 """
+import contextlib
 import copy
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import torch  # noqa: E402
 
+import keep_architecture  # noqa: E402
 import measure  # noqa: E402
 import plan  # noqa: E402
 import results  # noqa: E402
@@ -146,20 +150,152 @@ class Faults(unittest.TestCase):
             self.assertIsNone(measure.attempt(layers, operands, direction, device, None)[1])
 
 
+class OneBuffer(Honest):
+    """Every result in the same memory: right when looked at at once, overwritten once a whole pass has run."""
+    def prepare(self, weight):
+        layer = super().prepare(weight)
+        self.buffer = torch.empty(POINT.m, POINT.n, dtype=torch.bfloat16)
+        return Layer(lambda x: self.buffer.copy_(layer.forward(x)), layer.backward)
+
+
+class StaleWhenCaptured(Honest):
+    """Right when called, but what a graph replays is not: a result computed on another stream, say."""
+    def forward(self, x, codes, scale):
+        return super().forward(x, codes, scale) * (0 if PretendedCuda.capturing else 1)
+
+
+class Waits(Honest):
+    def forward(self, x, codes, scale):
+        if PretendedCuda.watching:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return super().forward(x, codes, scale)
+
+
+class BreaksCapture(Honest):
+    def forward(self, x, codes, scale):
+        if PretendedCuda.capturing:
+            raise RuntimeError("allocated outside the pool")
+        return super().forward(x, codes, scale)
+
+
+class BreaksTheDevice(Honest):
+    def forward(self, x, codes, scale):
+        PretendedCuda.broken = True
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+class PretendedCuda:
+    """As much of torch.cuda as the timing uses; work is done at once, every event is 10 us after the one before."""
+    watching = capturing = broken = False
+    now = 0.0
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def synchronize(self):
+            pass
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self, stream):
+            PretendedCuda.now += 0.01
+            self.at = PretendedCuda.now
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    class CUDAGraph:
+        def replay(self):
+            pass
+
+    @staticmethod
+    @contextlib.contextmanager
+    def graph(graph, stream):
+        PretendedCuda.capturing = True
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("the capture was invalidated")  # noqa: B904 the second complaint, as torch's
+        finally:
+            PretendedCuda.capturing = False
+
+    @staticmethod
+    def set_sync_debug_mode(mode):
+        PretendedCuda.watching = mode == "error"
+
+    @staticmethod
+    def synchronize(device):
+        if PretendedCuda.broken:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    stream = staticmethod(contextlib.nullcontext)
+    get_sync_debug_mode = staticmethod(lambda: 0)
+    memory_allocated = staticmethod(lambda device: 0)
+
+
+class PretendedTorch:
+    cuda = PretendedCuda
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+class Timing(unittest.TestCase):
+    """The parts that need a GPU, on a pretended one."""
+
+    def session(self, *classes):
+        PretendedCuda.broken = False
+        device = torch.device("cpu")
+        libraries = {BASE.key: BASE(device, None), **{cls.__name__: cls(device, None) for cls in classes}}
+        with unittest.mock.patch.object(measure, "torch", PretendedTorch()), unittest.mock.patch.object(measure, "on_gpu", lambda device: True):
+            return measure.session(POINT, libraries, BASE.key, 3, device, sets=3)
+
+    def test_right_results_are_timed_from_graphs_and_faults_are_not_timed(self):
+        records = self.session(Honest, NotScaled, Raises, OneBuffer, StaleWhenCaptured)
+        self.assertEqual((records[BASE.key]["forward"]["ratio"], records["Honest"]["forward"]["timing"]), (1, "graph"))
+        self.assertAlmostEqual(records["Honest"]["forward"]["us"], 10 / 3)
+        for name, status in (("Honest", "timed"), ("NotScaled", "wrong"), ("Raises", "failed"), ("OneBuffer", "wrong"),
+                             ("StaleWhenCaptured", "wrong")):
+            self.assertEqual(records[name]["forward"]["status"], status, name)
+            self.assertEqual("us" in records[name]["forward"], status == "timed", name)
+            self.assertEqual(records[name]["backward"]["status"], "timed", name)
+        self.assertIn("replayed graph", records["StaleWhenCaptured"]["forward"]["reason"])
+
+    def test_what_cannot_be_captured_is_timed_by_events_and_says_why(self):
+        records = self.session(Waits, BreaksCapture)
+        for name, why in (("Waits", "synchronizing"), ("BreaksCapture", "outside the pool")):
+            record = records[name]["forward"]
+            self.assertEqual((record["status"], record["timing"]), ("timed", "events"))
+            self.assertIn(why, record["not_captured"])
+            self.assertAlmostEqual(record["us"], 10 / 21)  # 20 calls or more, whole passes over 3 sets
+
+    def test_a_broken_device_ends_the_run(self):
+        with self.assertRaisesRegex(measure.DeviceBroken, "illegal memory access"):
+            self.session(Honest, BreaksTheDevice)
+
+
 class Interleaving(unittest.TestCase):
-    def test_every_round_runs_every_route_once_and_the_first_is_not_counted(self):
+    def test_rounds(self):
+        """Every route once in every round, another one first each time, nothing waited for before all are queued, the first round not counted."""
         log = []
-        routes = {name: measure.Route({}, sets, lambda name=name: log.append(name)) for name, sets in (("base", 2), ("other", 4))}
+        routes = {name: measure.Route({}, calls, lambda name=name: log.append(name)) for name, calls in (("base", 2), ("other", 4))}
 
         def stopwatch(run):
             run()
-            return 100.0 * len(log)
+            us = 100.0 * len(log)
+            return lambda: log.append("wait") or us
 
         times = measure.interleave(routes, 3, stopwatch)
-        self.assertEqual(log, ["base", "other"] * 4)
-        self.assertEqual(times, {"base": [150.0, 250.0, 350.0], "other": [100.0, 150.0, 200.0]})
+        self.assertEqual(log, [name for first, second in (("other", "base"), ("base", "other")) * 2 for name in (first, second, "wait", "wait")])
+        self.assertEqual(times, {"base": [250.0, 500.0, 650.0], "other": [150.0, 225.0, 350.0]})
         measure.enter_times(routes, times, "base")
-        self.assertEqual(routes["other"].record, {"status": "timed", "us": 150.0, "ratio": 250.0 / 150.0})
+        self.assertEqual(routes["other"].record, {"status": "timed", "us": 225.0, "ratio": 650.0 / 350.0})
         self.assertEqual(routes["base"].record["ratio"], 1)
 
 
@@ -248,6 +384,42 @@ class Table(unittest.TestCase):
         self.assertIn("without a GPU", done.stderr)
 
 
+def image(kind, architecture, body, header=64):
+    start = struct.pack("<HHIQ", kind, 0x101, header, len(body))
+    start += bytes(keep_architecture.ARCHITECTURE_AT - len(start)) + struct.pack("<I", architecture)
+    return start + bytes(header - len(start)) + body
+
+
+def container(*found):
+    body = b"".join(found)
+    return keep_architecture.MAGIC + struct.pack("<HHQ", 1, 16, len(body)) + body
+
+
+class Architectures(unittest.TestCase):
+    ptx, code = keep_architecture.PTX, keep_architecture.MACHINE_CODE
+
+    def test_the_image_that_the_gpu_loads_stays_and_the_others_become_zeros(self):
+        before, after = b"text before" + keep_architecture.MAGIC, b"text after"
+        mine = image(self.code, 90, b"B" * 24, header=112)
+        data = bytearray(before + container(image(self.code, 80, b"A" * 8), mine, image(self.ptx, 90, b"C" * 8)) + after)
+        self.assertEqual(keep_architecture.blank(data, 90), (1, 16))
+        self.assertEqual(data, before + container(image(self.code, 80, bytes(8)), mine, image(self.ptx, 90, bytes(8))) + after)
+
+    def test_without_machine_code_of_its_generation_the_newest_fitting_ptx_stays(self):
+        parts = [image(self.ptx, 75, b"A" * 8), image(self.ptx, 89, b"B" * 8), image(self.ptx, 100, b"C" * 8), image(self.code, 100, b"D" * 8)]
+        data = bytearray(container(*parts))
+        self.assertEqual(keep_architecture.blank(data, 90), (1, 24))
+        self.assertIn(b"B" * 8, data)
+
+    def test_nothing_to_keep_and_a_broken_container_are_errors(self):
+        with self.assertRaisesRegex(ValueError, "nothing in it is for architecture 90"):
+            keep_architecture.blank(bytearray(container(image(self.code, 120, b"A" * 8))), 90)
+        broken = bytearray(container(image(self.code, 90, b"A" * 8)))
+        broken[16 + 8:16 + 16] = struct.pack("<Q", 99)
+        with self.assertRaisesRegex(ValueError, "does not fit"):
+            keep_architecture.blank(broken, 90)
+
+
 class Program(unittest.TestCase):
     def run_program(self, folder, *flags):
         path = pathlib.Path(folder) / "run.json"
@@ -259,7 +431,8 @@ class Program(unittest.TestCase):
             done, run = self.run_program(folder, "--libraries", "dequantize,int_mm,int_mm_transposed,squareq_w8a16")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertFalse(run["timed"])
-        self.assertEqual([r["status"] for r in (b for p in run["results"] for both in p["libraries"].values() for b in both.values())], ["checked"] * 32)
+        records = [record for _, _, _, record in results.entries(run)]
+        self.assertEqual([record["status"] for record in records], ["checked"] * 32)
         ours = next(library for library in run["libraries"] if library["key"] == "squareq_w8a16")
         self.assertFalse(ours["available"])
         self.assertIn("--squareq-ops", ours["reason"])
