@@ -83,6 +83,10 @@ def write(path, result):
     os.replace(part, path)
 
 
+def left_entry(point, key, reason):
+    return {"m": point.m, "k": point.k, "n": point.n, "library": key, "reason": reason}
+
+
 def describe(records):
     def one(r):
         return f"{r['us']:9.1f} us {r.get('ratio', 1):5.2f}{'' if r['timing'] == 'graph' else ' (events)'}" if r["status"] == "timed" else r["status"]
@@ -115,41 +119,43 @@ def main(argv=None):
     result = {
         "timed": device.type == "cuda", "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: checked, not timed",
         "torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0], "base": BASE.key, "rounds": rounds,
-        "seconds": options.seconds, "libraries": described, "results": [],
-        "left_out": [{"m": p.m, "k": p.k, "n": p.n, "library": key, "reason": no_room} for p, key in left], "stopped": None}
+        "seconds": options.seconds, "wall_s": 0.0, "stopped": None, "libraries": described, "results": [], "left_out": []}
+    left_out = [left_entry(p, key, f"no room in --seconds {options.seconds}") for p, key in left]
 
-    def leave_out(rest, reason):
-        result["left_out"] += [{"m": s.point.m, "k": s.point.k, "n": s.point.n, "library": key, "reason": reason} for s in rest for key in s.keys]
+    def save(rest, reason):
+        """Whatever ends the run, the file names what is not in it."""
+        result["wall_s"] = round(time.monotonic() - STARTED, 1)
+        result["left_out"] = left_out + [left_entry(s.point, key, reason) for s in rest for key in s.keys]
+        write(options.json, result)
 
     for number, one in enumerate(sessions):
+        save(sessions[number:], "the run was cut off before it")
         if options.seconds is not None and time.monotonic() - STARTED > options.seconds:
-            leave_out(sessions[number:], f"--seconds {options.seconds} were over")
+            save(sessions[number:], f"--seconds {options.seconds} were over")
             break
         p = one.point
         print(f"[{number + 1}/{len(sessions)}, {time.monotonic() - STARTED:.0f} s] {p.model} M {p.m} K {p.k} N {p.n}", file=sys.stderr, flush=True)
         sets = TINY_SETS if device.type == "cpu" else p.sets()
         try:
             records = measure.session(p, {key: usable[key] for key in one.keys}, BASE.key, rounds, device, sets)
-        except (measure.DeviceBroken, torch.OutOfMemoryError) as e:
-            reason = measure.reason_of(e)
-            if isinstance(e, measure.DeviceBroken):
-                result["stopped"] = f"at M {p.m} K {p.k} N {p.n} with {', '.join(one.keys)}: {reason}"
-                leave_out(sessions[number:], "the device broke: " + reason)
-                break
-            leave_out([one], reason)
-            continue
-        print(describe(records), file=sys.stderr, flush=True)
-        result["results"].append({"model": p.model, "m": p.m, "k": p.k, "n": p.n, "sets": sets, "libraries": records})
-        write(options.json, result)
+        except measure.DeviceBroken as e:
+            result["stopped"] = f"at M {p.m} K {p.k} N {p.n} with {', '.join(one.keys)}: {e}"
+            save(sessions[number:], f"the device broke: {e}")
+            break
+        except torch.OutOfMemoryError as e:  # the operands themselves
+            left_out += [left_entry(p, key, measure.reason_of(e)) for key in one.keys]
+        else:
+            print(describe(records), file=sys.stderr, flush=True)
+            result["results"].append({"model": p.model, "m": p.m, "k": p.k, "n": p.n, "sets": sets, "libraries": records})
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    result["wall_s"] = round(time.monotonic() - STARTED, 1)
-    write(options.json, result)
+    else:
+        save([], "")
     if result["left_out"]:
         print(f"left out: {len(result['left_out'])} of a library at a point; the file names them", file=sys.stderr)
     if result["stopped"]:
         print("stopped: " + result["stopped"], file=sys.stderr)
-    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(1 if result["stopped"] else 0)  # a broken device, or a library's threads, must not turn the end into a crash
 
 

@@ -23,6 +23,7 @@ class WeightOnly(Library):
             dynamo.recompile_limit = max(dynamo.recompile_limit, 8192)  # one entry per shape; past the limit torch would run eager silently
             dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 8192)
             dynamo.fail_on_recompile_limit_hit = True
+            torch._functorch.config.donated_buffer = False  # one forward, many backwards: what it keeps must not be written over
             self.linear = torch.compile(lambda x, weight: torch.nn.functional.linear(x, weight), dynamic=False, fullgraph=True, options=INDUCTOR)
         else:
             self.linear = torch.nn.functional.linear
