@@ -164,10 +164,10 @@ def attempt(layers, operands, direction, device, stream):
         record["relative_l2"], wrong = check(results, operands, direction)
         if wrong:
             return {**record, "status": "wrong", "reason": wrong}, None
-        if direction == "backward":
-            record["kept_bytes"] = kept
         if not on_gpu(device):
             return {**record, "status": "checked"}, None
+        if direction == "backward":
+            record["kept_bytes"] = kept
         return record, route_of(record, calls, operands, direction, stream)
     except Stale as e:
         return {**record, "status": "wrong", "reason": str(e)}, None
