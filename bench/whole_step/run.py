@@ -97,6 +97,14 @@ def call(command, limit_s, env=None):
     return done.stdout
 
 
+def call_json(command, limit_s):
+    text = call(command, limit_s)
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Failed(f"{pathlib.Path(command[0]).name} answered no JSON: {text[:200]!r}") from None
+
+
 class Bench:
     def __init__(self, a, layout):
         self.a, self.layout = a, layout
@@ -127,9 +135,9 @@ class Bench:
         transformer = self.a.work / "transformer"
         if not (transformer / "diffusion_pytorch_model.safetensors.index.json").exists():
             shutil.rmtree(transformer, ignore_errors=True)
-            self.result["prepare"]["generate"] = json.loads(call(
-                [self.a.python, HERE / "generate.py", "--out", self.a.work, "--pixels", ",".join(map(str, self.a.sides)), *layouts.flags_of(self.layout)], self.left()))
-        built = json.loads(call([self.a.squareq, "build", "--model", transformer, "--out", self.a.work, "--name", self.slab.name, "--json"], self.left()))
+            self.result["prepare"]["generate"] = call_json(
+                [self.a.python, HERE / "generate.py", "--out", self.a.work, "--pixels", ",".join(map(str, self.a.sides)), *layouts.flags_of(self.layout)], self.left())
+        built = call_json([self.a.squareq, "build", "--model", transformer, "--out", self.a.work, "--name", self.slab.name, "--json"], self.left())
         self.result["prepare"]["build"] = {key: built[key] for key in ("seconds", "source_bytes", "slab_bytes", "layers")}
         if not self.a.keep_checkpoint:
             shutil.rmtree(transformer)
@@ -137,7 +145,7 @@ class Bench:
 
     def check_slab(self):
         """A slab of another layout in --work would be timed without a word."""
-        found = json.loads(call([self.a.squareq, "inspect", self.slab, "--json"], self.left()))
+        found = call_json([self.a.squareq, "inspect", self.slab, "--json"], self.left())
         linears = sum(1 for shape in self.layout.tensors().values() if len(shape) == 2)
         if len(found["layers"]) != linears:
             refuse(f"{self.slab} has {len(found['layers'])} layers, the layout has {linears}; take another --work folder")
@@ -175,6 +183,7 @@ class Bench:
             "h2d_bytes": int(median("h2d_bytes")), "copy_s": median("copy_time_ms") / 1e3, "stall_s": median("stall_time_ms") / 1e3,
             "compute_s": median("compute_time_ms") / 1e3, "launches": int(median("launches")),
             "weight_bytes": report["peak_weight_bytes"], "peak_bytes": peak if peak > report["peak_weight_bytes"] else None,
+            "reserved_bytes": int(max(line["vram_reserved_mb"] for line in lines) * 2**20) if peak > report["peak_weight_bytes"] else None,
             "device_bytes_with_context": memory.above, "pinned_bytes": lines[-1]["pinned_bytes"],
             "adapter_linears": report["adapter_layers"], "adapter_parameters": report["adapter_parameters"], "loss": report["losses"][-1],
             "backend": report["backend"], "planned": self.plan(place, side),
@@ -184,8 +193,8 @@ class Bench:
 
     def plan(self, place, side):
         flags = ["--resident-blocks", self.a.slots] if place == STREAMED else []
-        plan = json.loads(call([self.a.squareq, "plan", "--model", self.slab, "--resolution", side, "--rank", 16, "--dtype", "bf16",
-                                "--text-tokens", self.layout.text_tokens, *flags, "--json"], self.left()))["plan"]
+        plan = call_json([self.a.squareq, "plan", "--model", self.slab, "--resolution", side, "--rank", 16, "--dtype", "bf16",
+                                "--text-tokens", self.layout.text_tokens, *flags, "--json"], self.left())["plan"]
         return {"weight_bytes": plan["weight_bytes"], "device_bytes": plan["device_bytes"], "step_bytes": plan["train_step"]["bytes"]}
 
     def pytorch(self, sides):
@@ -194,7 +203,7 @@ class Bench:
         if self.a.compile:
             command += ["--compile", self.a.compile]
         with DeviceMemory() as memory:
-            answer = json.loads(call(command, min(self.left(), self.a.run_limit_s)))
+            answer = call_json(command, min(self.left(), self.a.run_limit_s))
         for run in answer["runs"]:
             run["all_seconds"] = run["seconds"]
             run["seconds"] = statistics.median(run["seconds"][WARM_UP:])
@@ -204,7 +213,8 @@ class Bench:
     # ------------------------------------------------------------------ rounds
 
     def one(self, round_index, name, work):
-        expected = self.durations.get(name, 0)
+        ours = [seconds for other, seconds in self.durations.items() if other != "pytorch"]
+        expected = self.durations.get(name, max(ours, default=0) if name != "pytorch" else 0)
         if self.left() < expected + 5:
             self.result["left_out"].append({"round": round_index, "name": name, "why": f"{self.left():.0f} s left of {self.a.limit_s} s"})
             return
@@ -267,7 +277,7 @@ def summary(result):
         first = runs[0]
         ratios = [run["seconds"] / rival[(run["round"], int(side))]["seconds"] for run in runs if (run["round"], int(side)) in rival]
         row = {"name": name, "seconds": seconds[name], "ratio": median_or_none(ratios), "ratios": ratios, "h2d_bytes": first["h2d_bytes"],
-               "stall_s": statistics.median(run["stall_s"] for run in runs), "peak_bytes": median_or_none([run["peak_bytes"] for run in runs]),
+               "stall_s": statistics.median(run["stall_s"] for run in runs), "peak_bytes": median_or_none([run["peak_bytes"] for run in runs]), "reserved_bytes": median_or_none([run["reserved_bytes"] for run in runs]),
                "device_bytes_with_context": median_or_none([run["device_bytes_with_context"] for run in runs]),
                "planned_bytes": first["planned"]["device_bytes"], "weight_bytes": first["weight_bytes"], "planned_weight_bytes": first["planned"]["weight_bytes"]}
         alone = seconds.get(f"{compute}-{RESIDENT}-{side}")
@@ -301,6 +311,7 @@ def targets(rows):
         judge("time over max(compute, bytes / link)", name, of(name, "over_bound"), 1.10)
         peak, planned = of(name, "peak_bytes"), of(name, "planned_bytes")
         judge("peak device bytes, context excluded", name, peak, TARGET_BYTES)
+        judge("the same with what the allocator keeps", name, of(name, "reserved_bytes"), TARGET_BYTES)
         judge("distance of measured and planned bytes", name, abs(peak / planned - 1) if peak and planned else None, 0.02)
     return found
 
@@ -371,6 +382,8 @@ def check_tools(a):
         version = call([a.squareq, "--version"], 60).strip()
     except (Failed, OSError) as error:
         refuse(f"{a.squareq} does not run: {error}")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        refuse(f"{a.squareq} is not squareq: its --version says {version[:80]!r}")
     probe = "import json, numpy, torch, diffusers, peft; print(json.dumps({'torch': torch.__version__, 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
     try:
         python = json.loads(call([a.python, "-c", probe], 300).strip().splitlines()[-1])
