@@ -138,6 +138,8 @@ class Bench:
             self.result["prepare"]["generate"] = call_json(
                 [self.a.python, HERE / "generate.py", "--out", self.a.work, "--pixels", ",".join(map(str, self.a.sides)), *layouts.flags_of(self.layout)], self.left())
         built = call_json([self.a.squareq, "build", "--model", transformer, "--out", self.a.work, "--name", self.slab.name, "--json"], self.left())
+        if self.layout == layouts.Layout() and not built["architecture"]["published"]:
+            raise Failed("squareq does not recognise the generated checkpoint as FLUX.1-dev")
         self.result["prepare"]["build"] = {key: built[key] for key in ("seconds", "source_bytes", "slab_bytes", "layers")}
         if not self.a.keep_checkpoint:
             shutil.rmtree(transformer)
@@ -174,6 +176,8 @@ class Bench:
         report = json.loads((folder / "report.json").read_text())
         if report["skipped_steps"]:
             raise Failed(f"{report['skipped_steps']} steps were skipped for NaN or infinity")
+        if report["adapter_layers"] != len(self.layout.targets()):  # the rival trains exactly these
+            raise Failed(f"squareq trains {report['adapter_layers']} linears, the rival {len(self.layout.targets())}")
         steady = lines[WARM_UP:]
         median = lambda key: statistics.median(line[key] for line in steady)  # noqa: E731
         # Older programs count the weights only.

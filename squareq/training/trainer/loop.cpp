@@ -185,7 +185,7 @@ RunIdentity TrainingLoop::identity() const {
                  {"accumulation", std::to_string(config_.train.accumulation)},
                  {"rows", std::to_string(data_.size())},
                  {"dtype", dtype_text(model_.dtype())}};
-  if (config_.train.compute != "w8a16") id.settings.emplace_back("compute", config_.train.compute);  // older checkpoints name none
+  if (config_.train.compute != "w8a16") id.settings["compute"] = config_.train.compute;  // older checkpoints name none
   for (const auto& [name, a] : adapters_.all()) id.layers.push_back({name, a.rank(), a.a_t.size(1), a.b_t.size(0), a.alpha});
   return id;
 }
