@@ -1,5 +1,8 @@
 #include "optimized/cuda/linear/kernel_table.hpp"
 
+#include <algorithm>
+
+#include "optimized/cuda/kernels/few_rows_product.hpp"
 #include "optimized/cuda/linear/work_split.hpp"
 #include "squareq/tensor.hpp"
 #include "squareq/text.hpp"
@@ -18,6 +21,22 @@ struct Line {
 };
 
 std::string needs_16_bits(const ProductShape& s) { return s.dtype == SQ_F32 ? "its tensor cores would round f32 activations" : ""; }
+
+std::string few_rows_reason(const sq_context& context, const ProductShape& s) {
+  if (context.major < 9) return "needs clusters of compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
+  if (s.transposed) return "multiplies a weight as it lies, dX needs it transposed";
+  if (s.dtype == SQ_I8) return "multiplies activations of 16 bits, these are codes";
+  if (const std::string reason = needs_16_bits(s); !reason.empty()) return reason;
+  if (s.weight_stride % 16) return "rows of qweight are " + std::to_string(s.weight_stride) + " bytes apart, copies of 16 bytes need a multiple of 16";
+  return s.rows > kMostFewRows ? "serves up to " + std::to_string(kMostFewRows) + " rows, this call has " + std::to_string(s.rows) : "";
+}
+
+/// Enough blocks that every multiprocessor holds two, as far as there are slices to share out.
+void few_rows_tile(const sq_context& context, const ProductShape& s, KernelChoice& choice) {
+  choice.token_tile = s.rows <= 16 ? 16 : s.rows <= 32 ? 32 : 64;
+  const std::int64_t tiles = (s.columns + 127) / 128, slices = (s.depth + 127) / 128;
+  choice.depth_parts = static_cast<int>(std::clamp<std::int64_t>(2 * context.multiprocessors / tiles, 1, std::min<std::int64_t>(8, slices)));
+}
 
 std::string wgmma_reason(const sq_context& context, const ProductShape& s) {
   if (context.major != 9) return "needs compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
@@ -40,6 +59,7 @@ void mma_tile(const sq_context&, const ProductShape& s, KernelChoice& choice) { 
 void plain_tile(const sq_context&, const ProductShape&, KernelChoice& choice) { choice.token_tile = 64; }
 
 constexpr Line kTable[] = {
+    {Kernel::few_rows, "mma_few_rows", few_rows_reason, few_rows_tile},
     {Kernel::wgmma, "wgmma_tma", wgmma_reason, wgmma_tile},
     {Kernel::mma, "mma_sync", [](const sq_context&, const ProductShape& s) { return needs_16_bits(s); }, mma_tile},
     {Kernel::plain, "plain_fp32",
@@ -81,7 +101,8 @@ KernelChoice choose_kernel(const sq_context& context, const ProductShape& shape)
     choice.kernel = line.kernel;
     line.tile(context, shape, choice);
     choice.name = name + "_" + (shape.dtype == SQ_I8 ? "w8a8" : shape.dtype == SQ_F32 ? "w8" : std::string("w8_") + std::string(dtype_name(shape.dtype))) + "_128x" +
-                  std::to_string(choice.token_tile) + (choice.split.tiles ? "_split" : "");
+                  std::to_string(choice.token_tile) + (choice.split.tiles ? "_split" : "") +
+                  (choice.depth_parts > 1 ? "_by" + std::to_string(choice.depth_parts) : "");
   }
   if (choice.name.empty())
     throw Error(Code::CALL_UNSUPPORTED, "no kernel is left for " + std::string(dtype_name(shape.dtype)) +

@@ -19,7 +19,7 @@ struct ProductShape {
   bool transposed = false;  // dX
 };
 
-enum class Kernel { wgmma, mma, plain };
+enum class Kernel { few_rows, wgmma, mma, plain };
 
 struct Rejected {
   std::string kernel;
@@ -29,6 +29,7 @@ struct Rejected {
 struct KernelChoice {
   Kernel kernel = Kernel::plain;
   int token_tile = 0;
+  int depth_parts = 1;  // few_rows: blocks that share the depth of a tile
   WorkSplit split;  // wgmma
   std::string name;
   std::vector<Rejected> rejected;

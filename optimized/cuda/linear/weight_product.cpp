@@ -1,5 +1,6 @@
 #include "optimized/cuda/linear/weight_product.hpp"
 
+#include "optimized/cuda/kernels/few_rows_product.hpp"
 #include "squareq/tensor.hpp"
 
 namespace squareq::cuda {
@@ -36,7 +37,7 @@ WeightProductCall::WeightProductCall(const sq_context& context, const Weight& we
       columns_(transposed ? weight.in : weight.out) {}
 
 void WeightProductCall::reserve(Workspace& workspace) {
-  if (!wgmma()) return;
+  if (!copies_16_bytes()) return;
   const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
   if (!aligned(activations_.data, activations_.stride * width))
     workspace.reserve_bytes(&aligned_activations_, activations_.rows * aligned_columns(activations_.columns) * width);
@@ -82,7 +83,10 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
     p.weight = aligned_weight_;
   }
   if (arrived_) check_cuda(cudaMemsetAsync(arrived_, 0, static_cast<std::size_t>(split_flags(p.split)) * sizeof *arrived_, stream), choice_.name);
-  check_cuda(wgmma() ? wgmma_product(p, stream) : mma_product(p, choice_.token_tile, stream), choice_.name);
+  check_cuda(wgmma()                                 ? wgmma_product(p, stream)
+             : choice_.kernel == Kernel::few_rows ? few_rows_product(p, choice_.token_tile, choice_.depth_parts, stream)
+                                                  : mma_product(p, choice_.token_tile, stream),
+             choice_.name);
 }
 
 }  // namespace squareq::cuda

@@ -25,6 +25,7 @@ class WeightProductCall {
 
  private:
   bool wgmma() const { return choice_.kernel == Kernel::wgmma; }
+  bool copies_16_bytes() const { return wgmma() || choice_.kernel == Kernel::few_rows; }
   Matrix activations_;
   const Weight& weight_;
   bool transposed_;

@@ -124,7 +124,7 @@ struct DeviceWeight {
 };
 
 /// Kernels that the tests go through: a context each, the faster ones forbidden.
-inline constexpr const char* kKernels[] = {"wgmma_tma", "mma_sync", "plain_fp32"};
+inline constexpr const char* kKernels[] = {"mma_few_rows", "wgmma_tma", "mma_sync", "plain_fp32"};
 
 /// The kernel that `op` would run, from explain().
 inline std::string kernel_of(const Context& context, std::int32_t op, const void* args) {

@@ -420,7 +420,7 @@ TEST_P(Linear, ExplainsItsChoice) {
   std::string text;
   sq_error error = make_error();
   check(context_->linear().explain(context_->get(), SQ_OP_LINEAR_FORWARD, &d.forward, append_text, &text, &error), error);
-  EXPECT_EQ(nlohmann::json::parse(text).at("rejected").size(), 2u) << text;
+  EXPECT_EQ(nlohmann::json::parse(text).at("rejected").size(), 3u) << text;
   auto bad = d.forward;
   bad.activation = 9;
   EXPECT_EQ(error_of([&] { kernel_of(*context_, SQ_OP_LINEAR_FORWARD, &bad); }).code(), Code::CALL_VALUE);
