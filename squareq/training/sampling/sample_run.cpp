@@ -109,7 +109,7 @@ SampleReport sample(Transformer& model, const SampleOptions& o) {
     const std::int64_t n = std::min(o.batch, count - at);
     std::vector<std::int64_t> rows(static_cast<std::size_t>(n));
     std::iota(rows.begin(), rows.end(), o.first + at);
-    const TextBatch text = read_text(cache, rows, std::vector<std::uint8_t>(rows.size(), 1), model);
+    const TextBatch text = read_text(cache, rows, std::vector<std::uint8_t>(rows.size(), 1), model.device(), model.dtype());
     euler.progress = [&](std::int64_t done) {
       if (o.progress)
         o.progress(static_cast<std::uint64_t>(at * o.steps + n * done), static_cast<std::uint64_t>(count * o.steps),

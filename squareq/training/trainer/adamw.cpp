@@ -7,6 +7,14 @@
 
 namespace squareq::training {
 
+namespace {
+
+// FLUX.1 has 836 small parameters. On a GPU one kernel for many of them, instead of one for each, is the difference between a millisecond and thirty;
+// groups bound the memory of what lies between the operations.
+constexpr std::size_t kGroup = 32;
+
+}  // namespace
+
 AdamW::AdamW(std::vector<torch::Tensor> parameters, AdamWOptions options) : parameters_(std::move(parameters)), options_(options) {
   for (const torch::Tensor& p : parameters_) {
     moment1.push_back(torch::zeros_like(p.detach()));
@@ -20,16 +28,28 @@ void AdamW::step(double lr) {
   const auto [b1, b2] = options_.betas;
   const double correction1 = 1.0 - std::pow(b1, static_cast<double>(steps));
   const double correction2 = 1.0 - std::pow(b2, static_cast<double>(steps));
+  std::vector<torch::Tensor> p, g, m, v;
+  const auto update = [&] {
+    if (options_.weight_decay != 0.0) at::_foreach_mul_(p, 1.0 - lr * options_.weight_decay);
+    at::_foreach_mul_(m, b1);
+    at::_foreach_add_(m, g, 1.0 - b1);
+    at::_foreach_mul_(v, b2);
+    at::_foreach_addcmul_(v, g, g, 1.0 - b2);
+    const std::vector<torch::Tensor> denominator = at::_foreach_sqrt(v);
+    at::_foreach_div_(denominator, std::sqrt(correction2));
+    at::_foreach_add_(denominator, options_.eps);
+    at::_foreach_addcdiv_(p, m, denominator, -lr / correction1);
+    for (auto* list : {&p, &g, &m, &v}) list->clear();
+  };
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    torch::Tensor& p = parameters_[i];
-    const torch::Tensor g = p.grad();
-    if (!g.defined()) continue;
-    if (options_.weight_decay != 0.0) p.mul_(1.0 - lr * options_.weight_decay);
-    moment1[i].mul_(b1).add_(g, 1.0 - b1);
-    moment2[i].mul_(b2).addcmul_(g, g, 1.0 - b2);
-    const torch::Tensor denominator = moment2[i].sqrt().div_(std::sqrt(correction2)).add_(options_.eps);
-    p.addcdiv_(moment1[i], denominator, -lr / correction1);
+    if (!parameters_[i].grad().defined()) continue;
+    p.push_back(parameters_[i]);
+    g.push_back(parameters_[i].grad());
+    m.push_back(moment1[i]);
+    v.push_back(moment2[i]);
+    if (p.size() == kGroup) update();
   }
+  if (!p.empty()) update();
 }
 
 void AdamW::zero_grad() {
@@ -46,15 +66,21 @@ double learning_rate(const std::string& schedule, double lr, std::int64_t step, 
 GradientCheck check_gradients(const std::vector<torch::Tensor>& parameters) {
   const torch::NoGradGuard no_grad;
   GradientCheck check;
-  double sum = 0;
+  std::vector<torch::Tensor> gradients, norms;
   for (const torch::Tensor& p : parameters) {
-    const torch::Tensor g = p.grad();
-    if (!g.defined()) continue;
-    const double square = g.to(torch::kFloat64).pow(2).sum().item<double>();
-    sum += square;
-    if (std::isfinite(square)) continue;
-    check.nan += torch::isnan(g).sum().item<std::int64_t>();
-    check.infinite += torch::isinf(g).sum().item<std::int64_t>();
+    if (!p.grad().defined()) continue;
+    gradients.push_back(p.grad());
+    norms.push_back(at::linalg_vector_norm(p.grad(), 2, c10::nullopt, false, torch::kFloat64));
+  }
+  if (norms.empty()) return check;
+  const torch::Tensor on_host = torch::stack(norms).to(torch::kCPU);  // the device is waited for once
+  double sum = 0;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const double norm = on_host.data_ptr<double>()[i];
+    sum += norm * norm;
+    if (std::isfinite(norm)) continue;
+    check.nan += torch::isnan(gradients[i]).sum().item<std::int64_t>();
+    check.infinite += torch::isinf(gradients[i]).sum().item<std::int64_t>();
   }
   check.norm = std::sqrt(sum);
   return check;
@@ -64,8 +90,10 @@ void clip_gradients(const std::vector<torch::Tensor>& parameters, double norm, d
   const double factor = clip / (norm + 1e-6);
   if (clip == 0.0 || factor >= 1.0) return;
   const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> gradients;
   for (const torch::Tensor& p : parameters)
-    if (p.grad().defined()) p.grad().mul_(factor);
+    if (p.grad().defined()) gradients.push_back(p.grad());
+  if (!gradients.empty()) at::_foreach_mul_(gradients, factor);
 }
 
 }  // namespace squareq::training

@@ -21,8 +21,8 @@ torch::Tensor read_latents(const Cache& cache, const std::vector<std::int64_t>& 
   return batch.to(device);
 }
 
-TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep,
-                    const Transformer& model) {
+TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, const std::vector<std::uint8_t>& keep, torch::Device device,
+                    torch::Dtype dtype) {
   const CacheShape& s = cache.shape();
   const auto batch = static_cast<std::int64_t>(rows.size());
   torch::Tensor tokens = torch::zeros({batch, s.text_tokens, s.text_dim});
@@ -33,7 +33,7 @@ TextBatch read_text(const Cache& cache, const std::vector<std::int64_t>& rows, c
     cache.read_text(row, tokens.data_ptr<float>() + b * s.text_tokens * s.text_dim);
     cache.read_pooled(row, pooled.data_ptr<float>() + b * s.pooled_dim);
   }
-  return {tokens.to(model.device(), model.dtype()), pooled.to(model.device(), model.dtype())};
+  return {tokens.to(dtype).to(device), pooled.to(dtype).to(device)};
 }
 
 ForwardInputs make_inputs(const TextBatch& text, const torch::Tensor& img_ids, double guidance, const Transformer& model) {

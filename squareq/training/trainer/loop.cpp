@@ -84,24 +84,46 @@ TrainingLoop::TrainingLoop(const RunConfig& config, Transformer& model)
 TrainingLoop::~TrainingLoop() { model_.set_adapters(nullptr); }
 
 /// mean((v - (eps - x0))^2) in FP32 at x_t = x0 + t (eps - x0).
-torch::Tensor TrainingLoop::prediction_loss(const Cache& cache, const Draws& draws, const torch::Tensor& ids) {
+torch::Tensor TrainingLoop::prediction_loss(const HostBatch& host, const torch::Tensor& ids) {
+  const Draws& draws = host.draws;
   const auto batch = static_cast<std::int64_t>(draws.rows.size());
-  const torch::Tensor x0 = read_latents(cache, draws.rows, model_.device());
+  const torch::Device device = model_.device();
+  const torch::Tensor x0 = host.latents.to(device);
   const torch::Tensor eps =
-      torch::from_blob(const_cast<float*>(draws.noise.data()), x0.sizes(), torch::kFloat32).clone().to(model_.device());
-  const torch::Tensor t = torch::from_blob(const_cast<float*>(draws.t.data()), {batch}, torch::kFloat32).clone().to(model_.device());
+      torch::from_blob(const_cast<float*>(draws.noise.data()), x0.sizes(), torch::kFloat32).clone().to(device);
+  const torch::Tensor t = torch::from_blob(const_cast<float*>(draws.t.data()), {batch}, torch::kFloat32).clone().to(device);
   const torch::Tensor velocity = eps - x0;
-  ForwardInputs in = make_inputs(read_text(cache, draws.rows, draws.keep, model_), ids, config_.train.guidance, model_);
+  ForwardInputs in = make_inputs({host.text.tokens.to(device), host.text.pooled.to(device)}, ids, config_.train.guidance, model_);
   in.hidden_states = (x0 + t.view({batch, 1, 1}) * velocity).to(model_.dtype());
   in.timestep = t;
   return (model_.forward(in).to(torch::kFloat32) - velocity).pow(2).mean();
 }
 
+TrainingLoop::HostBatch TrainingLoop::read_batch(const Cache& cache, Draws draws) const {
+  HostBatch batch;
+  batch.latents = read_latents(cache, draws.rows, torch::kCPU);
+  batch.text = read_text(cache, draws.rows, draws.keep, torch::kCPU, model_.dtype());
+  batch.draws = std::move(draws);
+  return batch;
+}
+
+TrainingLoop::HostBatch TrainingLoop::take_batch(std::uint64_t index) {
+  const auto make = [this](std::uint64_t i) { return read_batch(data_, draws_->draw(i)); };
+  // One thread at a time draws. What was begun for another index (a resumed run) is forgotten, its failure too.
+  if (next_.valid()) next_.wait();
+  HostBatch batch = next_.valid() && next_index_ == index ? next_.get() : make(index);
+  next_ = {};
+  const auto last = static_cast<std::uint64_t>(config_.train.steps * config_.train.accumulation);
+  next_index_ = index + 1;
+  if (next_index_ < last) next_ = std::async(std::launch::async, make, next_index_);
+  return batch;
+}
+
 double TrainingLoop::micro_batch(std::uint64_t index, sq_step_metrics& metrics) {
-  const Draws draws = draws_->draw(index);
+  const HostBatch batch = take_batch(index);
   adapters_.dropout_seed = RandomStream(config_.train.seed, Purpose::dropout, index).bits64();
   PassScope pass(model_, Pass::train);
-  const torch::Tensor loss = prediction_loss(data_, draws, data_ids_);
+  const torch::Tensor loss = prediction_loss(batch, data_ids_);
   const double value = loss.item<double>();
   if (!std::isfinite(value)) {  // nothing to learn from: the pass ends here, abandoned
     metrics.nan_count += std::isnan(value);
@@ -169,8 +191,9 @@ double TrainingLoop::validate() {
       RandomStream(config_.train.seed, Purpose::validation, static_cast<std::uint64_t>(row))
           .fill_normal(std::span(draws.noise).last(static_cast<std::size_t>(elements)));
     }
+    const HostBatch batch = read_batch(cache, std::move(draws));
     PassScope pass(model_, Pass::forward);
-    sum += prediction_loss(cache, draws, validation_ids_).item<double>() * static_cast<double>(draws.rows.size());
+    sum += prediction_loss(batch, validation_ids_).item<double>() * static_cast<double>(batch.draws.rows.size());
     pass.finish();
   }
   adapters_.dropout = dropout;

@@ -3,6 +3,7 @@
 
 #include <torch/types.h>
 
+#include <future>
 #include <memory>
 #include <optional>
 
@@ -10,6 +11,7 @@
 #include "squareq/training/trainer/adamw.hpp"
 #include "squareq/training/trainer/checkpoint.hpp"
 #include "squareq/training/trainer/draws.hpp"
+#include "squareq/training/trainer/inputs.hpp"
 #include "squareq/training/trainer/trainer.hpp"
 
 namespace squareq::training {
@@ -50,8 +52,17 @@ class TrainingLoop {
   void restore(const Checkpoint& checkpoint, const std::string& file);
 
  private:
+  /// One micro-batch as it lies in host memory: what was drawn and the rows that were read for it.
+  struct HostBatch {
+    Draws draws;
+    torch::Tensor latents;  ///< F32
+    TextBatch text;         ///< in the model's dtype
+  };
+  HostBatch read_batch(const Cache& cache, Draws draws) const;
+  /// The micro-batch, and the next one begun on another thread: drawing and reading a large one takes as long as hundredths of a step.
+  HostBatch take_batch(std::uint64_t index);
   double micro_batch(std::uint64_t index, sq_step_metrics& metrics);
-  torch::Tensor prediction_loss(const Cache& cache, const Draws& draws, const torch::Tensor& ids);
+  torch::Tensor prediction_loss(const HostBatch& batch, const torch::Tensor& ids);
   RunIdentity identity() const;
 
   const RunConfig& config_;
@@ -64,6 +75,8 @@ class TrainingLoop {
   std::optional<AdamW> optimizer_;
   std::int64_t step_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
   std::vector<double> losses_;
+  std::uint64_t next_index_ = 0;
+  std::future<HostBatch> next_;  ///< the last member: its thread uses the others until it is destroyed
 };
 
 }  // namespace squareq::training
