@@ -26,12 +26,16 @@ fs::path locate(const std::string& name) {
   const fs::path file = "libsquareq_" + name + ".so";
   std::error_code ignored;
   const char* chosen = std::getenv("SQUAREQ_BACKEND_PATH");
-  if (!is_path && !(chosen && fs::exists(chosen / file, ignored))) {
-    Dl_info own{};
-    if (dladdr(reinterpret_cast<const void*>(&locate), &own) != 0)
-      if (const fs::path beside = fs::absolute(own.dli_fname).parent_path() / file; fs::exists(beside, ignored)) return beside;
+  if (is_path || (chosen && fs::exists(chosen / file, ignored))) return find_backend(name);
+  Dl_info own{};
+  if (dladdr(reinterpret_cast<const void*>(&locate), &own) == 0) return find_backend(name);
+  const fs::path folder = fs::absolute(own.dli_fname).parent_path();
+  if (fs::exists(folder / file, ignored)) return folder / file;
+  try {
+    return find_backend(name);
+  } catch (const Error& e) {
+    throw Error(e.code(), fmt::format("{}, {}", e.what(), printable(folder.string())));
   }
-  return find_backend(name);
 }
 
 /// One per device type.
@@ -41,10 +45,11 @@ struct Served {
   std::map<std::int32_t, Context> contexts;  ///< by the device's index
 };
 
-/// The device that libtorch computes on unless told otherwise.
+/// The device that libtorch computes on unless told otherwise; the first where it sees none, so that the backend says what is missing.
 sq_device current(sq_device_kind kind) {
-  const bool gpu = kind == SQ_CUDA && c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA);
-  return {kind, gpu ? c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice().index() : 0};
+  if (kind != SQ_CUDA || !c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA)) return {kind, 0};
+  const c10::impl::VirtualGuardImpl gpus(c10::DeviceType::CUDA);
+  return {kind, gpus.deviceCount() > 0 ? gpus.getDevice().index() : 0};
 }
 
 class Backends {

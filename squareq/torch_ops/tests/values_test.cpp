@@ -179,7 +179,9 @@ TEST_F(Values, OnlyWhatIsAskedForIsDifferentiated) {
     std::vector<Tensor> inputs{x.detach(), layer.lora_a.detach(), layer.lora_b.detach()};
     for (std::size_t i = 0; i < 3; ++i) {
       EXPECT_EQ(some[i].defined(), asked[i]);
-      if (asked[i]) { EXPECT_TRUE(at::equal(some[i], all[i])); }
+      if (asked[i]) {
+        EXPECT_TRUE(at::equal(some[i], all[i]));
+      }
       inputs[i].requires_grad_(asked[i]);
     }
     Layer trained = layer;
@@ -187,7 +189,9 @@ TEST_F(Values, OnlyWhatIsAskedForIsDifferentiated) {
     trained.linear_lora(inputs[0]).backward(dy);
     for (std::size_t i = 0; i < 3; ++i) {
       EXPECT_EQ(inputs[i].grad().defined(), asked[i]) << mask;
-      if (asked[i]) { EXPECT_TRUE(at::equal(inputs[i].grad(), all[i])) << mask; }
+      if (asked[i]) {
+        EXPECT_TRUE(at::equal(inputs[i].grad(), all[i])) << mask;
+      }
       inputs[i].requires_grad_(false);
     }
   }
