@@ -29,6 +29,7 @@ at::Tensor rows_of(const at::Tensor& t) {
   std::int64_t count = 1;
   for (const std::int64_t size : t.sizes().slice(0, static_cast<std::size_t>(t.dim() - 1))) count *= size;
   const at::Tensor rows = t.reshape({count, columns});
+  // The contract takes rows that repeat, as those of an expanded gradient do, but a backend may copy them one by one.
   const bool apart = (columns <= 1 || rows.stride(1) == 1) && (count <= 1 || rows.stride(0) >= columns);
   return apart ? rows : rows.contiguous();
 }
@@ -72,10 +73,8 @@ BackwardCall::BackwardCall(const WeightArguments& weight, const at::Tensor& grad
   bind(branch_, weight.op, branch);
   grad_rows_ = rows_of(grad);
   if (mask[0]) dx = empty_rows(grad, weight.qweight.size(1), grad.scalar_type());
-  // The contract writes nothing for no rows; their sum is zero.
-  const bool none = grad_rows_.size(0) == 0;
-  if (mask[1]) da = none ? at::zeros_like(branch->a, at::MemoryFormat::Contiguous) : empty_as(branch->a, at::kFloat);
-  if (mask[2]) db = none ? at::zeros_like(branch->b, at::MemoryFormat::Contiguous) : empty_as(branch->b, at::kFloat);
+  if (mask[1]) da = empty_as(branch->a, at::kFloat);
+  if (mask[2]) db = empty_as(branch->b, at::kFloat);
   if (saved.preactivation.defined()) preactivation_rows_ = rows_of(saved.preactivation);
   if (saved.x.defined()) {
     require_columns(weight.op, "x", saved.x, weight.qweight, 1);

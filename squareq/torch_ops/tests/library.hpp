@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
@@ -56,8 +57,8 @@ struct Layer {
   Tensor linear_backward(const Tensor& grad, const MaybeTensor& preactivation = {}, const char* activation = "none") const {
     return op<LinearBackward>("linear_backward").call(grad, preactivation, qweight, scale, "default", activation);
   }
-  Tensor linear_lora(const Tensor& x) const {
-    return op<LinearLora>("linear_lora").call(x, qweight, scale, bias, lora_a, lora_b, scaling, "default");
+  Tensor linear_lora(const Tensor& x, const char* compute = "default") const {
+    return op<LinearLora>("linear_lora").call(x, qweight, scale, bias, lora_a, lora_b, scaling, compute);
   }
   std::tuple<Tensor, Tensor> linear_lora_forward(const Tensor& x) const {
     return op<LinearLoraForward>("linear_lora_forward").call(x, qweight, scale, bias, lora_a, lora_b, scaling, "default");

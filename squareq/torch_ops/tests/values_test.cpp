@@ -255,6 +255,21 @@ TEST_F(Values, ComputeW8A8QuantizesTheActivations) {  // SQ-LIN-003
   EXPECT_TRUE(at::equal(layer.linear(x, "none", "exact_w"), layer.linear(x)));
 }
 
+/// G s is quantized per row (by the operation of the test before), the sum over n is exact, two fp32 roundings follow.
+/// product.
+TEST_F(Values, ComputeW8A8QuantizesTheGradientsToo) {  // SQ-LIN-012
+  Layer layer(17, 50);
+  layer.lora_b.zero_();  // the branch adds nothing to dX
+  const Tensor x = at::randn({4, 50}).requires_grad_(), dy = at::randn({4, 17});
+  const auto [q, s] = quantize_activation(dy * layer.scale);
+  const Tensor exact = q.to(at::kDouble).matmul(layer.qweight.to(at::kDouble)) * s.to(at::kDouble).unsqueeze(1);
+  const auto within = [&](const Tensor& dx) { return (dx.to(at::kDouble) - exact).abs().le(4 * 0x1p-24 * exact.abs()).all().item<bool>(); };
+  const auto dx_of = [&](const Tensor& y) { return torch::autograd::grad({y}, {x}, {dy})[0]; };
+  EXPECT_TRUE(within(dx_of(layer.linear(x, "none", "w8a8"))));
+  EXPECT_TRUE(within(dx_of(layer.linear_lora(x, "w8a8"))));
+  EXPECT_FALSE(within(dx_of(layer.linear(x)))) << "the same as without";
+}
+
 TEST_F(Values, ThreadsDoNotDisturbEachOther) {
   const Layer layer(31, 65);
   const Tensor x = at::randn({9, 65}), dy = at::randn({9, 31});
@@ -278,6 +293,26 @@ TEST_F(Values, ThreadsDoNotDisturbEachOther) {
       }
     });
   for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(differ, 0);
+}
+
+/// set_backend lets go of every context; the first calls after it open one again, all at once.
+TEST_F(Values, ThreadsThatOpenTheBackendTogetherGetTheSameOne) {
+  const Layer layer(5, 8);
+  const Tensor x = at::randn({2, 8}), y = layer.linear(x);
+  std::atomic<int> differ{0};
+  for (int round = 0; round < 40; ++round) {
+    op<void(std::string, std::string)>("set_backend").call("cpu", round % 2 ? "cpu" : "reference");
+    std::atomic<int> waiting{6};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 6; ++t)
+      threads.emplace_back([&] {
+        --waiting;
+        while (waiting > 0) std::this_thread::yield();
+        differ += !at::allclose(layer.linear(x), y, 1e-5, 1e-5);
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
   EXPECT_EQ(differ, 0);
 }
 
