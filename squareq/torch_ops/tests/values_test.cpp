@@ -255,8 +255,8 @@ TEST_F(Values, ComputeW8A8QuantizesTheActivations) {  // SQ-LIN-003
   EXPECT_TRUE(at::equal(layer.linear(x, "none", "exact_w"), layer.linear(x)));
 }
 
-/// G s is quantized per row (by the operation of the test before), the sum over n is exact, two fp32 roundings follow.
-/// product.
+/// G s is quantized per row (by the operation of the test before), the sum over n is exact, one fp32 rounding
+/// of the product follows.
 TEST_F(Values, ComputeW8A8QuantizesTheGradientsToo) {  // SQ-LIN-012
   Layer layer(17, 50);
   layer.lora_b.zero_();  // the branch adds nothing to dX
@@ -296,23 +296,21 @@ TEST_F(Values, ThreadsDoNotDisturbEachOther) {
   EXPECT_EQ(differ, 0);
 }
 
-/// set_backend lets go of every context; the first calls after it open one again, all at once.
-TEST_F(Values, ThreadsThatOpenTheBackendTogetherGetTheSameOne) {
+/// Both backends are within their bounds of the same numbers; a call computes with one of them, whole.
+TEST_F(Values, ABackendMayBeChangedWhileOthersCompute) {
   const Layer layer(5, 8);
   const Tensor x = at::randn({2, 8}), y = layer.linear(x);
   std::atomic<int> differ{0};
-  for (int round = 0; round < 40; ++round) {
-    op<void(std::string, std::string)>("set_backend").call("cpu", round % 2 ? "cpu" : "reference");
-    std::atomic<int> waiting{6};
-    std::vector<std::thread> threads;
-    for (int t = 0; t < 6; ++t)
-      threads.emplace_back([&] {
-        --waiting;
-        while (waiting > 0) std::this_thread::yield();
-        differ += !at::allclose(layer.linear(x), y, 1e-5, 1e-5);
-      });
-    for (std::thread& thread : threads) thread.join();
-  }
+  std::atomic<bool> done{false};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] {
+      while (!done) differ += !at::allclose(layer.linear(x), y, 1e-5, 1e-5);
+    });
+  for (int change = 0; change < 100; ++change)
+    op<void(std::string, std::string)>("set_backend").call("cpu", change % 2 ? "cpu" : "reference");
+  done = true;
+  for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(differ, 0);
 }
 
