@@ -98,31 +98,40 @@ std::uint64_t text_tokens(const Options& options, const std::string& family) {
   return family == "sdxl" ? 77 : family == "sd3" ? 333 : 512;
 }
 
-/// Cost of every block, one sample. A UNet's levels halve the picture's side where the channels double.
-std::vector<streaming::BlockCost> block_costs(const Architecture& model, const Options& options) {
+/// The same model under diffusers' names.
+Architecture diffusers_twin(const Architecture& model) {
   const auto twin = recognise(model.diffusers_tensors());
   if (!twin) throw Error(Code::INTERNAL, "the architecture's diffusers names are not recognised");
+  return *twin;
+}
+
+/// Cost of every block, one sample. A UNet's levels halve the picture's side where the channels double.
+std::vector<streaming::BlockCost> block_costs(const Architecture& twin, const Options& options) {
   std::vector<streaming::BlockCost> costs;
-  for (const ArchitectureBlock& block : twin->blocks()) {
+  for (const ArchitectureBlock& block : twin.blocks()) {
     std::vector<streaming::CostLayer> layers;
-    auto width = static_cast<std::uint64_t>(twin->config().hidden);
+    auto width = static_cast<std::uint64_t>(twin.config().hidden);
     for (const std::size_t i : block.layers) {
-      const ArchitectureLayer& layer = twin->layers()[i];
+      const ArchitectureLayer& layer = twin.layers()[i];
       layers.push_back({layer.name, layer.out, layer.in});
       if (block.kind == "transformer" && layer.name.ends_with(".attn1.to_q")) width = layer.out;
     }
     std::uint64_t side = options.resolution / 16;
-    if (block.kind == "transformer") side = options.resolution / 8 * static_cast<std::uint64_t>(twin->config().hidden) / width;
-    costs.push_back(streaming::block_cost(layers, block.kind, width, {side * side, text_tokens(options, model.family())}));
+    if (block.kind == "transformer") side = options.resolution / 8 * static_cast<std::uint64_t>(twin.config().hidden) / width;
+    costs.push_back(streaming::block_cost(layers, block.kind, width, {side * side, text_tokens(options, twin.family())}));
   }
   return costs;
 }
 
-/// Adapters on every block linear: FP32 weights, gradients and two moments.
-std::uint64_t adapter_bytes(const Architecture& model, std::uint64_t rank) {
+/// Adapters on the default targets, every block linear under its diffusers name but those that make shift, scale and gate: FP32 weights,
+/// gradients and two moments.
+std::uint64_t adapter_bytes(const Architecture& twin, std::uint64_t rank) {
   std::uint64_t parameters = 0;
-  for (const ArchitectureLayer& layer : model.layers())
-    if (layer.block) parameters += rank * (layer.out + layer.in);
+  for (const ArchitectureBlock& block : twin.blocks())
+    for (const std::size_t i : block.layers) {
+      const ArchitectureLayer& layer = twin.layers()[i];
+      if (streaming::sees(layer.name, block.kind) != streaming::Sees::vector) parameters += rank * (layer.out + layer.in);
+    }
   return parameters * 4 * sizeof(float);
 }
 
@@ -145,7 +154,8 @@ streaming::PlanRequest make_request(const Architecture& model, const Options& op
   request.block_bytes = extents(model);
   request.outside_bytes = request.block_bytes.back();
   request.block_bytes.pop_back();
-  const std::vector<streaming::BlockCost> costs = block_costs(model, options);
+  const Architecture twin = diffusers_twin(model);
+  const std::vector<streaming::BlockCost> costs = block_costs(twin, options);
   std::uint64_t inputs = 0, working = 0;
   streaming::Rates rates;
   rates.link_bytes_per_second = options.link * 1e9;
@@ -158,7 +168,7 @@ streaming::PlanRequest make_request(const Architecture& model, const Options& op
   request.rates = std::move(rates);
   // A recomputed block holds its values and, as its backward goes, their gradients.
   request.others = {{"unquantized tensors", rest_bytes(model, element)},
-                    {"adapters and optimizer", adapter_bytes(model, options.rank)},
+                    {"adapters and optimizer", adapter_bytes(twin, options.rank)},
                     {"checkpointed block inputs", options.batch * inputs * element},
                     {"one block's recomputation", options.batch * 2 * working * element}};
   if (!options.budget.empty()) request.budget = streaming::parse_bytes(options.budget, "--budget");
@@ -268,7 +278,7 @@ void add_plan_command(CLI::App& app, const Common& common, int& status) {
   command->add_option("--resolution", options->resolution, "pixels on each side")->check(CLI::Range(64, 8192))->capture_default_str();
   command->add_option("--text-tokens", options->text_tokens, "tokens of the prompt (default: the model's usual number)")->check(CLI::Range(1, 65536));
   command->add_option("--batch", options->batch, "samples per step")->check(CLI::Range(1, 1024))->capture_default_str();
-  command->add_option("--rank", options->rank, "LoRA rank, on every linear of the blocks")->check(CLI::Range(1, 4096))->capture_default_str();
+  command->add_option("--rank", options->rank, "LoRA rank, on the default targets: attention and MLP linears of the blocks")->check(CLI::Range(1, 4096))->capture_default_str();
   command->add_option("--dtype", options->dtype, "of activations")->check(CLI::IsMember({"bf16", "f32"}))->capture_default_str();
   command->callback([options, &common, &status] {
     const Architecture model = find_architecture(*options);

@@ -86,6 +86,14 @@ const sq_allocator* device_allocator(sq_device device) {
   return device.kind == SQ_CUDA ? &tables.at(static_cast<std::size_t>(device.index)) : nullptr;
 }
 
+std::optional<DeviceMemory> device_memory(bool on_gpu) {
+  if (!on_gpu) return std::nullopt;
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(0);
+  constexpr auto all = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);  // small and large pool
+  const auto bytes = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
+  return DeviceMemory{bytes(stats.allocated_bytes[all].current), bytes(stats.reserved_bytes[all].current), bytes(stats.allocated_bytes[all].peak)};
+}
+
 #else
 
 bool torch_has_cuda() { return false; }
@@ -96,6 +104,8 @@ void prepare_device(sq_device device) {
 }
 
 const sq_allocator* device_allocator(sq_device) { return nullptr; }
+
+std::optional<DeviceMemory> device_memory(bool) { return std::nullopt; }
 
 #endif
 

@@ -2,6 +2,9 @@
 // libtorch's CUDA interface.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+
 #include "squareq/contract.h"
 
 namespace squareq::training {
@@ -17,5 +20,16 @@ void prepare_device(sq_device device);
 /// and SQ_MEM_SCRATCH from libtorch's caching allocator (in the order of the stream they are asked for), SQ_MEM_HOST_PINNED page-locked to the
 /// byte. Null on the CPU: backends allocate there themselves. Lives as long as the program.
 const sq_allocator* device_allocator(sq_device device);
+
+/// Bytes of GPU 0 that this process took through libtorch's caching allocator: libtorch's tensors and, by device_allocator, all of a backend's. The CUDA
+/// context and page-locked host memory are not in it.
+struct DeviceMemory {
+  std::uint64_t allocated = 0;       ///< in use now
+  std::uint64_t reserved = 0;        ///< taken from the driver, in use or kept for reuse
+  std::uint64_t peak_allocated = 0;  ///< the most that was in use at once since the process began
+};
+
+/// Empty where `on_gpu` is false. Does not wait for the device. Thread-safe.
+std::optional<DeviceMemory> device_memory(bool on_gpu);
 
 }  // namespace squareq::training

@@ -23,6 +23,7 @@ template <class T, bool kTransposed>
 inline constexpr int kWeightRow = kTransposed ? kFeatures : kDepth<T>;
 
 __device__ inline int swizzled_128(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
+__device__ inline int swizzled_32(int row, int chunk) { return row * 32 + ((chunk ^ (row >> 2 & 1)) << 4); }
 __device__ inline int swizzled_64(int row, int chunk) { return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 template <class T, bool kTransposed>

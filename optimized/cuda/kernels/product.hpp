@@ -26,6 +26,7 @@ struct Finish {
   std::int32_t low_dtype = 0;         // BF16 or F16 (rank a multiple of 16, zeros beyond the true one), or F32
   std::int32_t rank = 0;              // 0: no branch
   float scaling = 0;
+  bool exact_scaling = false;         // low_columns times scaling is exact in low_dtype
   const float* bias = nullptr;
   std::int32_t activation = 0;        // sq_activation
   bool add = false;                   // y, then F32, is added to

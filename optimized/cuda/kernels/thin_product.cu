@@ -1,22 +1,10 @@
 // Thin products: a block of four warps takes 64 of the wide matrix's outer index, up to 64 columns of the thin one and one piece of the sum.
-#include "optimized/cuda/kernels/fragment.cuh"
-#include "optimized/cuda/kernels/thin_product.hpp"
+#include "optimized/cuda/kernels/thin_side.cuh"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr int kThinThreads = 128, kSide = 64, kTileBytes = kSide * 128, kThinStages = 3;
-
-/// `tile_rows` rows of kChunks 8-column chunks of a tile of 16-bit values: rows [row, ...) x columns [column, ...) of a matrix, zero outside.
-template <int kChunks>
-__device__ void load_side(unsigned to, const void* from, std::int64_t stride, int row, int rows, int column, int columns, bool aligned, int tile_rows = kSide) {
-  const auto* bytes = static_cast<const unsigned char*>(from);
-  for (int i = threadIdx.x; i < tile_rows * kChunks; i += kThinThreads) {
-    const int r = i / kChunks, chunk = i % kChunks;
-    const int valid = row + r < rows ? (columns - column) * 2 - chunk * 16 : 0;
-    copy_chunk(to + swizzled_128(r, chunk), valid > 0 ? bytes + ((row + r) * stride + column) * 2 + chunk * 16 : bytes, valid, aligned);
-  }
-}
+constexpr int kTileBytes = kSide * 128, kThinStages = 3;
 
 template <class T, bool kOverRows>
 __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constant__ ThinProduct p, bool wide_aligned, bool thin_aligned) {
@@ -93,33 +81,6 @@ cudaError_t launch(const ThinProduct& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-__global__ void __launch_bounds__(kThreads) thin_sum_kernel(const __grid_constant__ ThinSum job) {
-  const std::int64_t count = job.outer * job.rank, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
-    const std::int64_t outer = i / job.rank, r = i % job.rank;
-    float total = 0;
-    for (std::int64_t piece = 0; piece < job.pieces; ++piece) total = __fadd_rn(total, job.partial[piece * count + i]);
-    // What lies beyond the true rank stays 0 even where the wide operand is infinite.
-    if (r >= job.true_rank) total = 0;
-    float widened = total;
-    if (job.rounded && job.rounded_dtype == SQ_BF16) {
-      const __nv_bfloat16 value = from_float<__nv_bfloat16>(total);
-      static_cast<__nv_bfloat16*>(job.rounded)[i] = value;
-      widened = to_float(value);
-    } else if (job.rounded) {
-      const __half value = from_float<__half>(total);
-      static_cast<__half*>(job.rounded)[i] = value;
-      widened = to_float(value);
-    }
-    if (r >= job.true_rank) continue;
-    if (job.wide) job.wide[outer * job.wide_stride + r] = widened;
-    if (!job.gradient) continue;
-    float& target = job.gradient[outer * job.outer_stride + r * job.inner_stride];
-    const float share = __fmul_rn(job.factor, total);
-    target = job.add ? __fadd_rn(target, share) : share;
-  }
-}
-
 }  // namespace
 
 cudaError_t thin_product(const ThinProduct& p, cudaStream_t stream) {
@@ -127,12 +88,6 @@ cudaError_t thin_product(const ThinProduct& p, cudaStream_t stream) {
   if (p.dtype == SQ_BF16) return p.over_rows ? launch<__nv_bfloat16, true>(p, stream) : launch<__nv_bfloat16, false>(p, stream);
   if (p.dtype == SQ_F16) return p.over_rows ? launch<__half, true>(p, stream) : launch<__half, false>(p, stream);
   return cudaErrorInvalidValue;
-}
-
-cudaError_t thin_sum(const ThinSum& job, cudaStream_t stream) {
-  if (job.outer == 0) return cudaSuccess;
-  thin_sum_kernel<<<grid_for(job.outer * job.rank, kThreads), kThreads, 0, stream>>>(job);
-  return cudaGetLastError();
 }
 
 }  // namespace squareq::cuda

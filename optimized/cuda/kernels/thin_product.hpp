@@ -26,6 +26,30 @@ inline std::int64_t thin_pieces(bool over_rows, std::int64_t rows, std::int64_t 
 
 cudaError_t thin_product(const ThinProduct& p, cudaStream_t stream);
 
+/// Both products of the gradients `wide` [rows, columns] with the branch, `wide` read once:
+///   partial_d[column piece][row, r]    = sum_c wide[row, c] adapter[r, c]    adapter is [rank, >= columns], the rounded B
+///   partial_b[row piece][column, r]    = sum_m wide[m, column] h[m, r]       h is [rows, rank], at a multiple of 16 bytes
+/// All of one dtype, BF16 or F16; rank 16 or 32.
+struct ThinPair {
+  const void* wide;
+  const void* adapter;
+  const void* h;
+  std::int32_t dtype;
+  std::int64_t wide_stride, adapter_stride;
+  std::int32_t rows, columns, rank;
+  float *partial_d, *partial_b;
+};
+
+inline constexpr std::int64_t kLargestPairRank = 32, kFewPairRows = 128;
+/// Rows of a piece: as many as the registers hold sums of, fewer where the device would not be filled.
+inline std::int64_t pair_rows(std::int64_t rank, std::int64_t rows) { return rows <= 2048 ? kFewPairRows : 8192 / rank; }
+/// Columns of a piece: more where the pieces of D would take too much memory.
+inline std::int64_t pair_columns(std::int64_t rows, std::int64_t columns) { return 256 * (1 + (rows * columns >> 27)); }
+inline std::int64_t pair_row_pieces(std::int64_t rank, std::int64_t rows) { return (rows + pair_rows(rank, rows) - 1) / pair_rows(rank, rows); }
+inline std::int64_t pair_column_pieces(std::int64_t rows, std::int64_t columns) { return (columns + pair_columns(rows, columns) - 1) / pair_columns(rows, columns); }
+
+cudaError_t thin_pair(const ThinPair& p, cudaStream_t stream);
+
 /// Adds the pieces up in their order: total[i, r], i < outer. Writes, where given:
 ///   rounded [outer, rank] in rounded_dtype; wide F32 [outer, true_rank] rows wide_stride apart, the rounded value widened;
 ///   gradient F32 = factor * total (added to it with `add`), at i * outer_stride + r * inner_stride, r < true_rank.
@@ -42,6 +66,10 @@ struct ThinSum {
   float factor;
   bool add;
 };
-cudaError_t thin_sum(const ThinSum& job, cudaStream_t stream);
+struct ThinSums {
+  ThinSum jobs[2];
+  int count;
+};
+cudaError_t thin_sum(const ThinSums& sums, cudaStream_t stream);
 
 }  // namespace squareq::cuda

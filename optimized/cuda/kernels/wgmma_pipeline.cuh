@@ -138,7 +138,7 @@ struct Ring {
   __device__ unsigned empty(int stage) const { return full(stage) + 8; }
   __device__ void init() const {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
-      init_barrier(full(stage), Tile::kScales ? 2 : 1);
+      init_barrier(full(stage), Tile::kScales ? 1 + 32 : 1);  // the thread that loads, and the warp that feeds scales
       init_barrier(empty(stage), 2 * kClusterSize);  // both warpgroups of every block
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -202,8 +202,7 @@ __device__ void feed_scales(const WeightProduct& p, const Ring<Tile>& ring, Piec
       const uint2 split = split_scales(scale(depth), scale(depth + 1));
       wait_barrier(ring.empty(stage), empty.take(stage) ^ 1);
       asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(ring.scales(stage) + 8 * lane), "r"(split.x), "r"(split.y) : "memory");
-      __syncwarp();
-      if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.full(stage)) : "memory");
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.full(stage)) : "memory");
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
     }
   }

@@ -11,34 +11,6 @@ namespace {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/// Rows of 128 bytes, swizzled over 128 bytes, groups of 8 rows 1024 bytes apart.
-__device__ inline std::uint64_t descriptor(unsigned address) {
-  return static_cast<std::uint64_t>((address & 0x3FFFF) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
-}
-
-__device__ inline void fence_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kPending>
-__device__ void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
-
-/// Ties registers to this place, so that no arithmetic on them is moved to where products run that use them.
-template <int kGroups>
-__device__ void hold(float (&sums)[kGroups][4]) {
-#pragma unroll
-  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+f"(sums[j][0]), "+f"(sums[j][1]), "+f"(sums[j][2]), "+f"(sums[j][3])::"memory");
-}
-template <int kGroups>
-__device__ void hold(int (&sums)[kGroups][4]) {
-#pragma unroll
-  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+r"(sums[j][0]), "+r"(sums[j][1]), "+r"(sums[j][2]), "+r"(sums[j][3])::"memory");
-}
-
-template <int kGroups>
-__device__ void hold(unsigned (&operand)[kGroups][4]) {
-#pragma unroll
-  for (int j = 0; j < kGroups; ++j) asm volatile("" : "+r"(operand[j][0]), "+r"(operand[j][1]), "+r"(operand[j][2]), "+r"(operand[j][3])::"memory");
-}
-
 /// A number that the compiler takes as it is, so that it does not keep what follows from it in registers through the loops before.
 __device__ inline int opaque(unsigned number) {
   asm volatile("" : "+r"(number));
@@ -191,7 +163,7 @@ __device__ void consume(const ProductMaps& maps, const WeightProduct& p, const R
       continue;
     }
     for (int giver = cluster; pieces.share(giver) > piece.tile * slices;) exchange.take(sums, --giver);
-    const WayOut<kTransposed, Sum, kRows, Tile::kStagingRows> out{staging, group, thread, first_feature, first_row, p.columns, p.rows};
+    const WayOut<T, kTransposed, kRows> out{staging, group, thread, first_feature, first_row, p.columns, p.rows};
     if constexpr (kMapped) out.through_map(p.finish, &maps.y, sums, asked);
     else out.row_by_row(p.finish, sums);
   }

@@ -36,6 +36,7 @@ class Backward {
 
   void run() {
     const bool wants_h = job_.db_t.given, wants_d = job_.da_t || job_.dx_lora || adds_to_dx();
+    const bool pair = job_.db_t && wants_d && job_.rows > 0 && branch_.pairs(job_.activation == SQ_ACT_NONE ? job_.dy.dtype : gradient_dtype(job_));
     if (job_.activation != SQ_ACT_NONE && (wants_h || wants_d))
       workspace_.reserve_bytes(&g_, job_.rows * job_.w.out * (gradient_dtype(job_) == SQ_F32 ? 4 : 2));
     if (job_.dx && !reads_dy_) {
@@ -46,17 +47,18 @@ class Backward {
     if (wants_h) branch_.need_h(workspace_, job_.h.given);
     if (wants_d) branch_.need_d(workspace_);
     if (job_.dx_lora || adds_to_dx()) branch_.need_a_columns(workspace_);
-    if (job_.lora) branch_.need_sums(workspace_, wants_h && !job_.h, wants_d, job_.da_t.given, job_.db_t.given);
+    if (job_.lora) branch_.need_sums(workspace_, wants_h && !job_.h, wants_d, job_.da_t.given, job_.db_t.given, pair);
     workspace_.commit();
 
     if (job_.lora) branch_.round(wants_h ? job_.h : Matrix{}, stream_);
     make_gradient();
-    if (wants_d) branch_.make_d(gradient(), stream_);
     if (wants_h && !job_.h) branch_.make_h({}, stream_);
+    if (pair) branch_.make_d_and_db(gradient(), job_.db_t, job_.accumulate, stream_);
+    else if (wants_d) branch_.make_d(gradient(), stream_);
     if (job_.dx) write_dx();
     if (job_.dx_lora) branch_.write_dx(job_.dx_lora, stream_);
     if (job_.da_t) branch_.write_da(job_.da_t, job_.accumulate, stream_);
-    if (job_.db_t) branch_.write_db(job_.db_t, gradient(), job_.accumulate, stream_);
+    if (job_.db_t && !pair) branch_.write_db(job_.db_t, gradient(), job_.accumulate, stream_);
   }
 
  private:

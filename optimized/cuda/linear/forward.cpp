@@ -40,7 +40,7 @@ KernelChoice linear_forward(const sq_context& context, const sq_linear_forward_a
   if (job.lora) {
     branch.need_h(workspace, false);
     branch.need_b_columns(workspace);
-    branch.need_sums(workspace, true, false, false, false);
+    branch.need_sums(workspace, true, false, false, false, false);
   }
   workspace.commit();
 

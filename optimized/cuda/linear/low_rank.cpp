@@ -1,15 +1,22 @@
 #include "optimized/cuda/linear/low_rank.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 
 #include "optimized/cuda/kernels/rows.hpp"
-#include "optimized/cuda/kernels/thin_product.hpp"
 #include "squareq/tensor.hpp"
 
 namespace squareq::cuda {
 namespace {
 
 void check(cudaError_t status) { check_cuda(status, "low-rank branch"); }
+
+/// Whether a factor of 16 bits times the scaling is exact: by a power of two, as far as the exponents of bf16 go.
+bool exact_scaling(std::int32_t dtype, float scaling) {
+  int exponent = 0;
+  return scaling == 1 || (dtype == SQ_BF16 && std::frexp(scaling, &exponent) == 0.5f && std::abs(exponent) <= 16);
+}
 
 }  // namespace
 
@@ -31,14 +38,15 @@ void LowRank::need_d(Workspace& workspace) {
 void LowRank::need_a_columns(Workspace& workspace) { workspace.reserve_bytes(&a_columns_, in_ * rank_ * static_cast<std::int64_t>(dtype_bytes(dtype_))); }
 void LowRank::need_b_columns(Workspace& workspace) { workspace.reserve_bytes(&b_columns_, out_ * rank_ * static_cast<std::int64_t>(dtype_bytes(dtype_))); }
 
-void LowRank::need_sums(Workspace& workspace, bool h, bool d, bool da, bool db) {
+void LowRank::need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, bool pair) {
   if (dtype_ == SQ_F32) return;
   std::int64_t elements = 0;
   const auto need = [&](bool wanted, std::int64_t pieces, std::int64_t outer) { if (wanted) elements = std::max(elements, pieces * outer * rank_); };
   need(h, thin_pieces(false, rows_, in_), rows_);
-  need(d, thin_pieces(false, rows_, out_), rows_);
+  need(d && !pair, thin_pieces(false, rows_, out_), rows_);
   need(da, thin_pieces(true, rows_, in_), in_);
-  need(db, thin_pieces(true, rows_, out_), out_);
+  need(db && !pair, thin_pieces(true, rows_, out_), out_);
+  if (pair) elements = std::max(elements, (pair_column_pieces(rows_, out_) * rows_ + pair_row_pieces(rank_, rows_) * out_) * rank_);
   workspace.reserve(&partial_, elements);
 }
 
@@ -47,8 +55,8 @@ void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   if (thin(wide)) {
     check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_}, stream));
-    check(thin_sum({partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_,
-                    static_cast<float*>(wide_out.data), wide_out.stride, nullptr, 0, 0, 1, false},
+    check(thin_sum({{{partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_,
+                      static_cast<float*>(wide_out.data), wide_out.stride, nullptr, 0, 0, 1, false}}, 1},
                    stream));
     return;
   }
@@ -82,14 +90,25 @@ void LowRank::make_d(const Matrix& g, cudaStream_t stream) {
   product(g, b_rows_, row_pitch(out_), d_, {}, stream);
 }
 
+void LowRank::make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, cudaStream_t stream) {
+  const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(g.columns), rank = static_cast<std::int32_t>(rank_);
+  const auto true_rank = static_cast<std::int32_t>(lora_.rank);
+  const std::int64_t d_pieces = pair_column_pieces(rows_, g.columns), b_pieces = pair_row_pieces(rank_, rows_);
+  float* const partial_b = partial_ + d_pieces * rows_ * rank_;
+  check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b}, stream));
+  const ThinSum d{partial_, d_pieces, rows_, rank, true_rank, d_, dtype_, nullptr, 0, nullptr, 0, 0, 1, false};
+  const ThinSum b{partial_b, b_pieces, g.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, static_cast<float*>(db_t.data), db_t.stride, 1, lora_.scaling, accumulate};
+  check(thin_sum({{d, b}, 2}, stream));
+}
+
 void LowRank::finish_forward(Finish& finish) const {
   finish.low_rows = h_, finish.low_columns = b_columns_;
-  finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling;
+  finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling, finish.exact_scaling = exact_scaling(dtype_, lora_.scaling);
 }
 
 void LowRank::finish_dx(Finish& finish) const {
   finish.low_rows = d_, finish.low_columns = a_columns_;
-  finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling;
+  finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling, finish.exact_scaling = exact_scaling(dtype_, lora_.scaling);
 }
 
 void LowRank::write_dx(const Matrix& dx, cudaStream_t stream) {
@@ -107,8 +126,8 @@ void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, 
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   if (thin(wide)) {
     check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_}, stream));
-    check(thin_sum({partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out,
-                    outer_stride, inner_stride, lora_.scaling, accumulate},
+    check(thin_sum({{{partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out,
+                      outer_stride, inner_stride, lora_.scaling, accumulate}}, 1},
                    stream));
     return;
   }

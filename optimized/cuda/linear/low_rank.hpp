@@ -2,6 +2,7 @@
 #pragma once
 
 #include "optimized/cuda/kernels/product.hpp"
+#include "optimized/cuda/kernels/thin_product.hpp"
 #include "optimized/cuda/linear/linear_job.hpp"
 #include "optimized/cuda/workspace.hpp"
 
@@ -24,12 +25,16 @@ class LowRank {
   void need_b_columns(Workspace& workspace);
   void need_a_columns(Workspace& workspace);
   /// Must come last: partial sums, shared by all products of the call.
-  void need_sums(Workspace& workspace, bool h, bool d, bool da, bool db);
+  void need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, bool pair);
 
   /// All that was reserved of A and B, and the caller's H where given, rounded. Comes first.
   void round(const Matrix& h, cudaStream_t stream);
   void make_h(const Matrix& h_out, cudaStream_t stream);
   void make_d(const Matrix& g, cudaStream_t stream);
+  /// Whether D and dB can be made in one pass over G.
+  bool pairs(std::int32_t gradient_dtype) const { return dtype_ != SQ_F32 && gradient_dtype == dtype_ && rank_ <= kLargestPairRank; }
+  /// D and dB, of a G that pairs(); behind make_h().
+  void make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, cudaStream_t stream);
   /// Adds the branch to a forward or to dX.
   void finish_forward(Finish& finish) const;
   void finish_dx(Finish& finish) const;

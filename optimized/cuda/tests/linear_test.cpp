@@ -111,6 +111,28 @@ TEST_P(Linear, ExactWhereTilesAreSplit) {
   expect_exact({1600, 2608, 4096, 0}, false, "128x256_split");
 }
 
+TEST_P(Linear, BranchesOfEveryScalingAndRank) {
+  // A scaling by a power of two may be multiplied into a factor; every other must multiply sums.
+  for (const std::int32_t dtype : {SQ_BF16, SQ_F16})
+    for (const double scaling : {1.0, 2.0, 0.75})
+      for (const std::int64_t rank : {16, 20, 40}) {
+        Layer l({300, 512, 384, rank}, dtype, true, 31);
+        l.scaling = scaling;
+        DeviceLayer d(l, dtype);
+        check_all(l, d, false);
+      }
+}
+
+TEST_P(Linear, BranchesOfManyRows) {
+  // Pieces of gradients are longer from 2048 rows on; the last ones are cut off.
+  for (const std::int32_t dtype : {SQ_BF16, SQ_F16})
+    for (const std::int64_t rank : {16, 20, 40}) {
+      const Layer l({2100, 48, 280, rank}, dtype, true, 32);
+      DeviceLayer d(l, dtype);
+      check_all(l, d, false);
+    }
+}
+
 TEST_P(Linear, StridesAndAddressesOffTheirAlignment) {
   for (const std::int32_t dtype : kDtypes)
     for (const std::int64_t shift : {0, 1}) {

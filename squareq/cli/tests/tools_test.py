@@ -351,6 +351,16 @@ class Inspect(CommandTest):
         self.assertIn("bare V2 pair", self.run_squareq("inspect", slab).stdout)
 
 
+class Plan(CommandTest):
+    def test_adapters_are_those_of_the_default_targets(self):
+        """FLUX.1, width d: a double block has 8 projections of the attentions and two MLPs, a single block q, k, v, proj_mlp and proj_out."""
+        d, rank = 3072, 16
+        parameters = rank * (19 * (8 * 2 * d + 2 * 2 * (d + 4 * d)) + 38 * (3 * 2 * d + (d + 4 * d) + (5 * d + d)))
+        for model in ("flux1-dev", "flux1-schnell"):
+            consumers = {c["name"]: c["bytes"] for c in self.json_of("plan", "--model", model, "--rank", rank)["consumers"]}
+            self.assertEqual(consumers["adapters and optimizer"], parameters * 4 * 4)  # FP32 master, gradient, two moments
+
+
 class Help(CommandTest):
     def test_every_command_teaches(self):
         for command in ("inspect", "diff", "convert", "splice", "verify", "compare"):

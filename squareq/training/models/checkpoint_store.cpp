@@ -1,4 +1,8 @@
 // A float checkpoint as a weight store: everything resident, in the compute dtype.
+#include <fmt/format.h>
+
+#include "squareq/error.hpp"
+#include "squareq/text.hpp"
 #include "squareq/training/models/source.hpp"
 #include "squareq/training/models/weight_store.hpp"
 
@@ -44,6 +48,8 @@ class CheckpointStore final : public WeightStore {
 }  // namespace
 
 OpenedModel open_checkpoint(const OpenOptions& options) {
+  if (options.compute == SQ_COMPUTE_W8A8)
+    throw Error(Code::CFG_VALUE, fmt::format("compute w8a8 needs a slab; '{}' is a float checkpoint", printable(options.source.string())));
   TensorFiles files = TensorFiles::open_checkpoint(options.source);
   const ModelLayout layout =
       layout_of(recognise(files.shapes(), config_text(options, files.config_json())), files.shapes(), options.source.string());

@@ -69,8 +69,8 @@ std::vector<Cut> cut(const std::vector<Rows>& weight, const std::vector<Rows>& b
 }  // namespace
 
 SlabLinears::SlabLinears(std::vector<LinearInfo> list, Context backend, std::vector<std::optional<SlabPlace>> places,
-                         std::vector<FloatWeight> floats, std::shared_ptr<Shadow> shadow)
-    : Linears(std::move(list)), backend_(std::move(backend)), shadow_(std::move(shadow)), places_(std::move(places)), floats_(std::move(floats)) {
+                         std::vector<FloatWeight> floats, std::int32_t compute, std::shared_ptr<Shadow> shadow)
+    : Linears(std::move(list)), backend_(std::move(backend)), compute_(compute), shadow_(std::move(shadow)), places_(std::move(places)), floats_(std::move(floats)) {
   for (std::size_t i = 0; i < places_.size(); ++i) pieces_.push_back(pieces_of(i));
 }
 
@@ -90,7 +90,7 @@ std::vector<SlabLinears::Piece> SlabLinears::pieces_of(std::size_t layer) const 
     if (c.rows != list()[layer].out) name += fmt::format(" rows {} to {}", c.b_first, c.b_first + c.rows - 1);
     for (std::int32_t activation = SQ_ACT_NONE; activation <= SQ_ACT_SILU; ++activation)
       piece.calls[activation] = std::make_shared<LinearCall>(
-          LinearCall{backend_, piece.weight, c.rows, activation, branch ? branch->scaling : 0.0f, name, shadow_});
+          LinearCall{backend_, piece.weight, c.rows, activation, branch ? branch->scaling : 0.0f, name, shadow_, compute_});
     pieces.push_back(std::move(piece));
   }
   return pieces;

@@ -27,9 +27,10 @@ struct SlabPlace {
 
 class SlabLinears final : public Linears {
  public:
-  /// By linear: its place in the slab, or a float weight for one that was not quantized.
+  /// By linear: its place in the slab, or a float weight for one that was not quantized. `compute` (sq_compute) is that of
+  /// every quantized one.
   SlabLinears(std::vector<LinearInfo> list, Context backend, std::vector<std::optional<SlabPlace>> places, std::vector<FloatWeight> floats,
-              std::shared_ptr<Shadow> shadow = {});
+              std::int32_t compute = SQ_COMPUTE_DEFAULT, std::shared_ptr<Shadow> shadow = {});
 
   torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const override;
   void bind(const AdapterSet* set, const std::map<std::string, Placement>& native) override;
@@ -44,6 +45,7 @@ class SlabLinears final : public Linears {
   std::vector<Piece> pieces_of(std::size_t layer) const;
 
   Context backend_;
+  std::int32_t compute_;
   std::shared_ptr<Shadow> shadow_;
   std::vector<std::optional<SlabPlace>> places_;
   std::vector<FloatWeight> floats_;

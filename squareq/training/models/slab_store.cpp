@@ -107,7 +107,7 @@ class SlabStore final : public WeightStore {
     std::vector<FloatWeight> floats = load_floats(float_bytes);
     plan(options, float_bytes);
     open_session(options);
-    linears_ = std::make_unique<SlabLinears>(layout_.linears, backend_, arrangement_.places, std::move(floats), options.shadow);
+    linears_ = std::make_unique<SlabLinears>(layout_.linears, backend_, arrangement_.places, std::move(floats), options.compute, options.shadow);
   }
 
   Linears& linears() override { return *linears_; }

@@ -23,6 +23,7 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
   call.weight->bind(bound);
   auto args = sized<sq_linear_forward_args>();
   args.activation = call.activation;
+  args.compute = call.compute;
   args.stream = stream_of(x.device());
   args.weight = &bound.ref;
   const sq_tensor x_view = view_of(x), y_view = view_of(result.y);
@@ -99,6 +100,7 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
     call.weight->bind(bound);
     auto args = sized<sq_linear_backward_args>();
     args.activation = call.activation;
+    args.compute = call.compute;
     args.stream = stream_of(x.device());
     args.weight = &bound.ref;
     std::array<sq_tensor, 8> views;

@@ -31,6 +31,7 @@ struct LinearCall {
   float scaling = 0;               ///< alpha / rank of the adapter
   std::string name{};              ///< of the layer, and which rows of it, for messages
   std::shared_ptr<Shadow> shadow{};  ///< computes every call again and compares; null: no such thing, at no cost
+  std::int32_t compute = SQ_COMPUTE_DEFAULT;  ///< sq_compute, forward and backward
 };
 
 /// The low-rank branch of a call; a_t undefined: none.

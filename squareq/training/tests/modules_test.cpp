@@ -109,35 +109,71 @@ TEST_P(Modules, KeepsNoFloatWeightForBackward) {  // SQ-MOD-002
   y.sum().backward();
 }
 
+/// A layer of random codes, in padded to 64.
+struct RandomLayer final : WeightSource {
+  std::int64_t in, out;
+  Tensor q, s, zero, bias;
+  RandomLayer(std::int64_t in_features, std::int64_t out_features)
+      : in(in_features),
+        out(out_features),
+        q(torch::randint(-127, 128, {out, 64}, torch::kInt8)),
+        s(torch::rand({out}) * 0.01 + 0.001),
+        zero(torch::zeros({out})),
+        bias(torch::randn({out})) {
+    q.slice(1, in).zero_();
+  }
+  void bind(BoundWeight& bound) const override {
+    bound.weight = sized<sq_weight>();
+    bound.weight.format = "bp8_v2";
+    bound.weight.name = "random";
+    bound.weight.out_features = out;
+    bound.weight.in_features = in;
+    bound.parts = {sq_part{"qweight", make_tensor(q.data_ptr(), SQ_I8, {out, 64})}, {"scale", make_tensor(s.data_ptr(), SQ_F32, {out})},
+                   {"zero_point", make_tensor(zero.data_ptr(), SQ_F32, {out})}, {"bias", make_tensor(bias.data_ptr(), SQ_F32, {out})}};
+    bound.weight.parts = bound.parts.data();
+    bound.weight.part_count = 4;
+    bound.ref = sized<sq_weight_ref>();
+    bound.ref.weight = &bound.weight;
+  }
+};
+
+/// Rows as int8 codes times their scale (spec/30-quantization.md, per_token_int8), in float64.
+Tensor per_token(const Tensor& x) {
+  const Tensor scale = (std::get<0>(x.abs().max(1, true)) / 127).clamp_min(1e-30f);
+  return torch::round(x / scale).clamp(-127, 127).to(torch::kFloat64) * scale.to(torch::kFloat64);
+}
+
+/// Class R4 by its formula in float64; one wrong int8 code would be off by 4e-3.
+TEST_P(Modules, Int8ActivationsForwardAndBackward) {  // SQ-TRN-048
+  torch::manual_seed(3);
+  const auto layer = std::make_shared<RandomLayer>(37, 29);
+  LinearCall constant{backend, layer, layer->out, SQ_ACT_NONE, 0.75f};
+  constant.compute = SQ_COMPUTE_W8A8;
+  const auto call = std::make_shared<const LinearCall>(constant);
+  const Tensor x = torch::randn({7, layer->in}).requires_grad_(true), dy = torch::randn({7, layer->out});
+  const Tensor a_t = torch::randn({3, layer->in}), b_t = torch::randn({layer->out, 3});
+  const auto expect_near = [](const Tensor& got, const Tensor& want, const char* what) {
+    EXPECT_LE((got.to(torch::kFloat64) - want).norm().item<double>() / want.norm().item<double>(), 1e-6) << what;
+  };
+  const Tensor codes = layer->q.slice(1, 0, layer->in).to(torch::kFloat64), s = layer->s.to(torch::kFloat64);
+  const Tensor base = torch::matmul(per_token(x.detach()), codes.t()) * s + layer->bias.to(torch::kFloat64);
+  const Tensor dx = torch::matmul(per_token(dy * layer->s), codes);
+  const Tensor exact_x = x.detach().to(torch::kFloat64), a = a_t.to(torch::kFloat64), b = b_t.to(torch::kFloat64);
+  for (const bool branch : {false, true}) {
+    const Tensor y = quantized_linear(x, branch ? LowRank{a_t, b_t, {}} : LowRank{}, call);
+    const Tensor got = torch::autograd::grad({y}, {x}, {dy})[0];
+    const double c = branch ? 0.75 : 0.0;
+    expect_near(y.detach(), base + c * torch::matmul(torch::matmul(exact_x, a.t()), b.t()), branch ? "y with branch" : "y");
+    expect_near(got, dx + c * torch::matmul(torch::matmul(dy.to(torch::kFloat64), b), a), branch ? "dx with branch" : "dx");
+  }
+}
+
 /// Any shape and activation against the same formula in float64, gradients by libtorch's own autograd.
 TEST_P(Modules, GradientsMatchFloat64ForEveryActivationAndOwnBranchInput) {
   torch::manual_seed(1);
-  const std::int64_t rows = 7, in = 37, padded = 64, out = 29, rank = 3;
-  const Tensor q = torch::randint(-127, 128, {out, padded}, torch::kInt8);
-  q.slice(1, in).zero_();
-  const Tensor s = torch::rand({out}) * 0.01 + 0.001, bias = torch::randn({out});
-  struct Source final : WeightSource {
-    sq_tensor q, s, z, b;
-    Tensor keep;
-    void bind(BoundWeight& bound) const override {
-      bound.weight = sized<sq_weight>();
-      bound.weight.format = "bp8_v2";
-      bound.weight.name = "random";
-      bound.weight.out_features = 29;
-      bound.weight.in_features = 37;
-      bound.parts = {sq_part{"qweight", q}, {"scale", s}, {"zero_point", z}, {"bias", b}};
-      bound.weight.parts = bound.parts.data();
-      bound.weight.part_count = 4;
-      bound.ref = sized<sq_weight_ref>();
-      bound.ref.weight = &bound.weight;
-    }
-  };
-  const auto source = std::make_shared<Source>();
-  source->keep = torch::zeros({out});
-  source->q = make_tensor(q.data_ptr(), SQ_I8, {out, padded});
-  source->s = make_tensor(s.data_ptr(), SQ_F32, {out});
-  source->z = make_tensor(source->keep.data_ptr(), SQ_F32, {out});
-  source->b = make_tensor(bias.data_ptr(), SQ_F32, {out});
+  const std::int64_t rows = 7, in = 37, out = 29, rank = 3;
+  const auto source = std::make_shared<RandomLayer>(in, out);
+  const Tensor q = source->q, s = source->s, bias = source->bias;
   for (const std::int32_t activation : {SQ_ACT_NONE, SQ_ACT_GELU_TANH, SQ_ACT_GELU_ERF, SQ_ACT_SILU}) {
     const auto call = std::make_shared<const LinearCall>(LinearCall{backend, source, out, activation, 0.75f});
     const std::vector<Tensor> leaves{torch::randn({rows, in}), torch::randn({rank, in}), torch::randn({out, rank}),

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "squareq/text.hpp"
+#include "squareq/training/device.hpp"
 #include "squareq/training/trainer/inputs.hpp"
 #include "squareq/training/trainer/targets.hpp"
 
@@ -139,6 +140,12 @@ TrainingLoop::StepResult TrainingLoop::step() {
   losses_.push_back(result.skipped ? std::numeric_limits<double>::quiet_NaN() : result.loss);
   ++step_;
   result.metrics.step = step_ - 1;
+  if (const auto memory = device_memory(model_.device().is_cuda())) {  // the pass knows of its slots only
+    constexpr double mib = 1 << 20;
+    result.metrics.vram_used_mb = static_cast<double>(memory->allocated) / mib;
+    result.metrics.vram_reserved_mb = static_cast<double>(memory->reserved) / mib;
+    result.metrics.vram_peak_bytes = static_cast<std::int64_t>(memory->peak_allocated);
+  }
   if (skipped_in_a_row_ >= config_.train.max_skipped)
     throw Error(Code::NUM_NONFINITE,
                 fmt::format("step {}: loss {}, {} NaN and {} infinite gradients; {} steps in a row were skipped (train.max_skipped {})",
@@ -178,6 +185,7 @@ RunIdentity TrainingLoop::identity() const {
                  {"accumulation", std::to_string(config_.train.accumulation)},
                  {"rows", std::to_string(data_.size())},
                  {"dtype", dtype_text(model_.dtype())}};
+  if (config_.train.compute != "w8a16") id.settings["compute"] = config_.train.compute;  // older checkpoints name none
   for (const auto& [name, a] : adapters_.all()) id.layers.push_back({name, a.rank(), a.a_t.size(1), a.b_t.size(0), a.alpha});
   return id;
 }

@@ -209,6 +209,7 @@ OpenOptions open_options(const RunConfig& config, const std::string& backend) {
   open.budget = config.memory.budget > 0 ? config.memory.budget : config.memory.vram;
   open.resident_blocks = config.memory.resident_blocks;
   open.threads = config.memory.threads;
+  open.compute = config.train.compute == "w8a8" ? SQ_COMPUTE_W8A8 : SQ_COMPUTE_DEFAULT;
   open.checkpointing = config.train.checkpointing;
   open.dtype = config.train.dtype == "auto" ? default_dtype(backend) : parse_dtype(config.train.dtype);
   return open;
@@ -225,6 +226,8 @@ TrainReport train(const RunConfig& config, const TrainOptions& options) {
     if (!is_slab(open.source))
       throw Error(Code::CFG_VALUE,
                   fmt::format("--shadow compares backends on a slab; '{}' is a float checkpoint", printable(open.source.string())));
+    if (config.train.compute != "w8a16")
+      throw Error(Code::CFG_VALUE, fmt::format("--shadow has bounds for train.compute w8a16 only; it is {}", config.train.compute));
     open.shadow = std::make_shared<Shadow>(*options.shadow, open.threads);
   }
   const auto model = Transformer::open(open);

@@ -132,6 +132,33 @@ TEST(Trainer, StreamingChangesNoBit) {  // SQ-TRN-044
   for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(x[i].up, y[i].up) << x[i].layer;
 }
 
+TEST(Trainer, Int8ActivationsWhereAskedFor) {  // SQ-TRN-048
+  const TemporaryFolder folder;
+  RunConfig exact = emoji_config(folder / "exact"), streamed = emoji_config(folder / "streamed"), resident = emoji_config(folder / "resident");
+  for (RunConfig* config : {&exact, &streamed, &resident}) config->train.steps = 2;
+  streamed.train.compute = resident.train.compute = "w8a8";
+  resident.memory.resident_blocks = 0;
+  const TrainReport a = train(exact, on_cpu()), b = train(streamed, on_cpu()), c = train(resident, on_cpu());
+  EXPECT_NE(a.losses, b.losses);
+  EXPECT_NEAR(b.losses[0] / a.losses[0], 1, 0.05);  // a relative error of at most 1/254 per activation
+  EXPECT_EQ(b.losses, c.losses);
+  const auto x = result_of(streamed), y = result_of(resident);
+  for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(x[i].up, y[i].up) << x[i].layer;
+
+  TrainOptions resume = on_cpu();
+  resume.resume = true;
+  exact.train.steps = streamed.train.steps = 3;
+  std::swap(exact.train.compute, streamed.train.compute);
+  EXPECT_EQ(failure([&] { train(exact, resume); }, {"compute is w8a8", "absent"}), Code::CK_MISMATCH);
+  EXPECT_EQ(failure([&] { train(streamed, resume); }, {"compute is absent", "w8a8"}), Code::CK_MISMATCH);
+
+  TrainOptions shadowed = on_cpu();
+  shadowed.shadow.emplace();
+  EXPECT_EQ(failure([&] { train(resident, shadowed); }, {"--shadow", "w8a8"}), Code::CFG_VALUE);
+  resident.model.slab = emoji_fixture / "transformer";
+  EXPECT_EQ(failure([&] { train(resident, on_cpu()); }, {"w8a8", "float checkpoint"}), Code::CFG_VALUE);
+}
+
 TEST(Trainer, StopsOnNumbersThatAreNone) {  // SQ-TRN-051
   const TemporaryFolder folder;
   RunConfig config = emoji_config(folder / "run");

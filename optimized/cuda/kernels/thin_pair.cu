@@ -1,0 +1,123 @@
+// Both products of the branch with the gradients G in one pass over them: D = G B^T sums over columns, dB = G^T H over rows, and a tile of G that lies
+// in shared memory serves both. A block of four warps takes tiles of 64 x 64, kRowTiles of them in a column, column after column: the sums of D stay in
+// registers to its end, those of dB to the end of a column.
+#include "optimized/cuda/kernels/thin_side.cuh"
+
+namespace squareq::cuda {
+namespace {
+
+constexpr int kPairStages = 6, kGradientTile = kSide * 128;
+constexpr int kAdapterStages = 4;  // columns of tiles that the stages reach over, and the one at work
+
+template <int kRanks, int kRowTiles>
+struct PairShared {
+  static_assert((kPairStages - 2) / kRowTiles + 2 <= kAdapterStages, "a tile of B is overwritten behind its last use");
+  static constexpr int kAdapters = kPairStages * kGradientTile;          // B: [kRanks, 64] per column of tiles, 128 bytes per row
+  static constexpr int kH = kAdapters + kAdapterStages * kRanks * 128;  // H: [64 kRowTiles, kRanks]
+  static constexpr int kBytes = kH + kRowTiles * kSide * kRanks * 2;
+
+  /// Eight rows of one chunk of H lie in different banks.
+  __device__ static int h(int row, int chunk) { return row * kRanks * 2 + ((chunk ^ (row / (64 / kRanks) % (kRanks / 8))) << 4); }
+};
+
+/// A warp's sums, 16 of the outer index by kRanks, into a matrix of partial sums [outer_size, kRanks].
+template <int kRanks>
+__device__ void store_partial(float* partial, const float (&sums)[kRanks / 8][4], int outer, int outer_size, int lane) {
+#pragma unroll
+  for (int j = 0; j < kRanks / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = outer + 8 * half + (lane >> 2);
+      if (row < outer_size)
+        *reinterpret_cast<float2*>(partial + static_cast<std::int64_t>(row) * kRanks + 8 * j + 2 * (lane & 3)) = make_float2(sums[j][2 * half], sums[j][2 * half + 1]);
+    }
+}
+
+template <class T, int kRanks, int kRowTiles>
+__global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constant__ ThinPair p, int piece_columns, bool wide_aligned, bool adapter_aligned) {
+  using Shared = PairShared<kRanks, kRowTiles>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_row = blockIdx.x * kRowTiles * kSide, first_column = blockIdx.y * piece_columns;
+  const int column_tiles = (min(piece_columns, p.columns - first_column) + kSide - 1) / kSide, tiles = column_tiles * kRowTiles;
+  const unsigned base = shared_address(shared);
+
+  const auto adapter_at = [&](int column) { return base + Shared::kAdapters + column % kAdapterStages * kRanks * 128; };
+  const auto fetch = [&](int tile) {
+    const int column = tile / kRowTiles, matrix_column = first_column + column * kSide;
+    if (tile < tiles)
+      load_side<8>(base + tile % kPairStages * kGradientTile, p.wide, p.wide_stride, first_row + tile % kRowTiles * kSide, p.rows, matrix_column, p.columns,
+                   wide_aligned);
+    if (tile < tiles && tile % kRowTiles == 0)
+      load_side<8>(adapter_at(column), p.adapter, p.adapter_stride, 0, kRanks, matrix_column, p.columns, adapter_aligned, kRanks);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+
+  load_side<kRanks / 8>(base + Shared::kH, p.h, kRanks, first_row, p.rows, 0, kRanks, true, kRowTiles * kSide, Shared::h);
+  for (int tile = 0; tile < kPairStages - 1; ++tile) fetch(tile);
+
+  float d[kRowTiles][kRanks / 8][4] = {};
+  float* const partial_b = p.partial_b + static_cast<std::int64_t>(blockIdx.x) * p.columns * kRanks;
+  float* const partial_d = p.partial_d + static_cast<std::int64_t>(blockIdx.y) * p.rows * kRanks;
+  for (int column = 0; column < column_tiles; ++column) {
+    float b[kRanks / 8][4] = {};
+#pragma unroll
+    for (int row = 0; row < kRowTiles; ++row) {
+      const int tile = column * kRowTiles + row;
+      asm volatile("cp.async.wait_group %0;" ::"n"(kPairStages - 2) : "memory");
+      __syncthreads();
+      fetch(tile + kPairStages - 1);
+      const unsigned g = base + tile % kPairStages * kGradientTile, adapter = adapter_at(column);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        unsigned rows[4], columns[4];  // (outer, depth) halves (0,0), (1,0), (0,1), (1,1)
+        load_matrices(rows, g + swizzled_128(16 * warp + (lane >> 3 & 1) * 8 + (lane & 7), 2 * step + (lane >> 4)));
+        load_matrices_transposed(columns, g + swizzled_128(16 * step + (lane >> 4) * 8 + (lane & 7), 2 * warp + (lane >> 3 & 1)));
+#pragma unroll
+        for (int j = 0; j < kRanks / 16; ++j) {
+          unsigned of_b[4], of_h[4];  // (rank, depth) halves (0,0), (0,1), (1,0), (1,1)
+          load_matrices(of_b, adapter + swizzled_128(16 * j + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
+          load_matrices_transposed(of_h, base + Shared::kH + Shared::h(row * kSide + 16 * step + (lane >> 3 & 1) * 8 + (lane & 7), 2 * j + (lane >> 4)));
+          Multiply<T>::step(d[row][2 * j], rows, of_b[0], of_b[1]);
+          Multiply<T>::step(d[row][2 * j + 1], rows, of_b[2], of_b[3]);
+          Multiply<T>::step(b[2 * j], columns, of_h[0], of_h[1]);
+          Multiply<T>::step(b[2 * j + 1], columns, of_h[2], of_h[3]);
+        }
+      }
+    }
+    store_partial<kRanks>(partial_b, b, first_column + column * kSide + 16 * warp, p.columns, lane);
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll
+  for (int row = 0; row < kRowTiles; ++row) store_partial<kRanks>(partial_d, d[row], first_row + row * kSide + 16 * warp, p.rows, lane);
+}
+
+template <class T, int kRanks, int kRowTiles>
+cudaError_t launch(const ThinPair& p, cudaStream_t stream) {
+  constexpr int kShared = PairShared<kRanks, kRowTiles>::kBytes;
+  const auto kernel = pair_kernel<T, kRanks, kRowTiles>;
+  if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
+  const auto columns = static_cast<int>(pair_columns(p.rows, p.columns));
+  const dim3 grid(static_cast<unsigned>(pair_row_pieces(p.rank, p.rows)), static_cast<unsigned>(pair_column_pieces(p.rows, p.columns)));
+  kernel<<<grid, kThinThreads, kShared, stream>>>(p, columns, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.adapter, p.adapter_stride * 2));
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch(const ThinPair& p, cudaStream_t stream) {
+  const bool few = pair_rows(p.rank, p.rows) == kFewPairRows;
+  if (p.rank == 16) return few ? launch<T, 16, kFewPairRows / kSide>(p, stream) : launch<T, 16, 8>(p, stream);
+  if (p.rank == 32) return few ? launch<T, 32, kFewPairRows / kSide>(p, stream) : launch<T, 32, 4>(p, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t thin_pair(const ThinPair& p, cudaStream_t stream) {
+  if (p.rows == 0 || p.columns == 0) return cudaSuccess;
+  if (p.dtype == SQ_BF16) return launch<__nv_bfloat16>(p, stream);
+  if (p.dtype == SQ_F16) return launch<__half>(p, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace squareq::cuda
