@@ -6,6 +6,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <array>
+#include <initializer_list>
+#include <string>
+#include <tuple>
+
 #include "squareq/torch_ops/errors.hpp"
 #include "squareq/torch_ops/signatures.hpp"
 

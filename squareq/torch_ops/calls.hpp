@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
+#include <cstddef>
 #include <optional>
 
 #include "squareq/contract.hpp"

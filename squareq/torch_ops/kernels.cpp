@@ -3,8 +3,10 @@
 #include <torch/library.h>
 
 #include <array>
-#include <deque>
+#include <optional>
+#include <string>
 #include <tuple>
+#include <utility>
 
 #include "squareq/torch_ops/backends.hpp"
 #include "squareq/torch_ops/calls.hpp"

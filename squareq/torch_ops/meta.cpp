@@ -4,7 +4,12 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <initializer_list>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "squareq/torch_ops/errors.hpp"
 #include "squareq/torch_ops/outputs.hpp"

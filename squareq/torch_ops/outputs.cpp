@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "squareq/error.hpp"
 #include "squareq/text.hpp"

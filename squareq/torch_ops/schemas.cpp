@@ -2,6 +2,9 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <string>
+#include <vector>
+
 #include "squareq/torch_ops/backends.hpp"
 #include "squareq/torch_ops/errors.hpp"
 

@@ -10,6 +10,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <array>
+#include <string>
 #include <tuple>
 
 namespace squareq::torch_ops {

@@ -7,8 +7,12 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
+#include <initializer_list>
+#include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "squareq/torch_ops/signatures.hpp"
 

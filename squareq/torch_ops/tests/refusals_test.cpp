@@ -1,6 +1,7 @@
 // What is refused on the CPU, in whose words; what cannot be differentiated; and which backend answers.
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 

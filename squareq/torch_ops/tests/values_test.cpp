@@ -4,7 +4,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <thread>
+#include <vector>
 
 #include "gates/proof/autograd.hpp"
 #include "squareq/torch_ops/tests/library.hpp"
