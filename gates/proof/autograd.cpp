@@ -2,6 +2,7 @@
 #include "gates/proof/autograd.hpp"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "gates/harness/bounds.hpp"
 

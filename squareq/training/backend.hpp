@@ -18,6 +18,10 @@ torch::Dtype default_dtype(const std::string& backend);
 /// caching allocator (device.hpp).
 Context open_backend(const std::string& name, unsigned threads);
 
+/// A deterministic context of the backend `name` (a name or a path) on `device`, for single operations: groups linear and lora. Changes no
+/// setting of libtorch's. Throws CFG_BACKEND for one that cannot run here, lacks a group, or computes on another kind of device.
+Context open_context(const std::string& name, sq_device device, unsigned threads);
+
 /// "cpu" or "cuda", from the backend's own description.
 std::string backend_device(const Context& backend);
 

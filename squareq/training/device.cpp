@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <array>
 #include <cstdlib>
 #include <new>
 #include <string>
@@ -22,13 +23,14 @@ namespace {
 
 constexpr std::uint64_t kHostAlignment = 256;
 
-void* allocate(void*, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle stream, const char*) {
+/// `index`: the device's, as the table's user pointer.
+void* allocate(void* index, std::int32_t kind, std::uint64_t bytes, std::uint64_t alignment, sq_stream_handle stream, const char*) {
   try {
     switch (kind) {
       case SQ_MEM_DEVICE:
       case SQ_MEM_SCRATCH: {
         // libtorch's blocks begin at multiples of 512 bytes.
-        const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(0));
+        const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(reinterpret_cast<std::intptr_t>(index)));
         return alignment <= 512 ? c10::cuda::CUDACachingAllocator::raw_alloc_with_stream(bytes, static_cast<cudaStream_t>(stream)) : nullptr;
       }
       case SQ_MEM_HOST_PINNED: {  // not through libtorch's own cache, which rounds to powers of two
@@ -76,8 +78,12 @@ void prepare_device(sq_device device) {
 }
 
 const sq_allocator* device_allocator(sq_device device) {
-  static const sq_allocator table{sizeof(sq_allocator), 0, nullptr, allocate, release};
-  return device.kind == SQ_CUDA ? &table : nullptr;
+  static const auto tables = [] {
+    std::array<sq_allocator, C10_COMPILE_TIME_MAX_GPUS> all;
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = {sizeof(sq_allocator), 0, reinterpret_cast<void*>(i), allocate, release};
+    return all;
+  }();
+  return device.kind == SQ_CUDA ? &tables.at(static_cast<std::size_t>(device.index)) : nullptr;
 }
 
 std::optional<DeviceMemory> device_memory(bool on_gpu) {

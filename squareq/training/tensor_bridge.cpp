@@ -50,6 +50,31 @@ sq_tensor view_of(const torch::Tensor& tensor) {
   return view;
 }
 
+void bind_tensors(BoundWeight& bound, const char* name, std::int64_t out_features, std::int64_t in_features,
+                  c10::ArrayRef<std::pair<const char*, torch::Tensor>> parts) {
+  std::uint32_t count = 0;
+  for (const auto& [part, tensor] : parts)
+    if (tensor.defined()) bound.parts.at(count++) = {part, view_of(tensor)};
+  bound.weight = sized<sq_weight>();
+  bound.weight.format = "bp8_v2";
+  bound.weight.name = name;
+  bound.weight.out_features = out_features;
+  bound.weight.in_features = in_features;
+  bound.weight.part_count = count;
+  bound.weight.parts = bound.parts.data();
+  bound.ref = sized<sq_weight_ref>();
+  bound.ref.weight = &bound.weight;
+}
+
+LoraView::LoraView(float scaling, const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& own_x)
+    : a_t(view_of(a)), b_t(view_of(b)) {
+  if (own_x.defined()) x = view_of(own_x);
+  lora.scaling = scaling;
+  lora.a_t = &a_t;
+  lora.b_t = &b_t;
+  lora.x = own_x.defined() ? &x : nullptr;
+}
+
 std::string shape_of(const torch::Tensor& tensor) {
   return shape_text(std::span<const std::int64_t>(tensor.sizes().data(), tensor.sizes().size()));
 }

@@ -21,16 +21,7 @@ class ResidentSource final : public WeightSource {
   ResidentSource(LinearSpec spec, std::vector<std::pair<const char*, Tensor>> parts) : spec_(std::move(spec)), parts_(std::move(parts)) {}
 
   void bind(BoundWeight& bound) const override {
-    bound.weight = sized<sq_weight>();
-    bound.weight.format = "bp8_v2";
-    bound.weight.name = spec_.name.c_str();
-    bound.weight.out_features = spec_.out;
-    bound.weight.in_features = spec_.in;
-    bound.weight.part_count = static_cast<std::uint32_t>(parts_.size());
-    bound.weight.parts = bound.parts.data();
-    for (std::size_t i = 0; i < parts_.size(); ++i) bound.parts[i] = {parts_[i].first, view_of(parts_[i].second)};
-    bound.ref = sized<sq_weight_ref>();
-    bound.ref.weight = &bound.weight;
+    bind_tensors(bound, spec_.name.c_str(), spec_.out, spec_.in, parts_);
   }
 
  private:

@@ -11,22 +11,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// sq_lora with the views that it points to.
-struct LoraView {
-  sq_tensor a_t, b_t, x;
-  sq_lora lora = sized<sq_lora>();
-
-  LoraView(const LinearCall& call, const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& own_x)
-      : a_t(view_of(a)), b_t(view_of(b)), x(own_x.defined() ? view_of(own_x) : sq_tensor{}) {
-    lora.scaling = call.scaling;
-    lora.a_t = &a_t;
-    lora.b_t = &b_t;
-    lora.x = own_x.defined() ? &x : nullptr;
-  }
-  LoraView(const LoraView&) = delete;
-  LoraView& operator=(const LoraView&) = delete;
-};
-
 struct ForwardResult {
   torch::Tensor y, preactivation, h;  // the last two only where backward will want them
 };
@@ -59,7 +43,7 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
     compute();
     return result;
   }
-  const LoraView lora(call, branch.a_t, branch.b_t, branch.x);
+  const LoraView lora(call.scaling, branch.a_t, branch.b_t, branch.x);
   args.lora = &lora.lora;
   if (keep) {
     result.h = torch::empty({x.size(0), branch.a_t.size(0)}, x.options().dtype(torch::kFloat32));
@@ -136,7 +120,7 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
       return out;
     }
     const torch::Tensor own_x = inputs > 3 ? saved[3] : torch::Tensor();
-    const LoraView lora(call, saved[1], saved[2], own_x);
+    const LoraView lora(call.scaling, saved[1], saved[2], own_x);
     args.lora = &lora.lora;
     args.h = view(h);
     args.da_t = view(out[1]);

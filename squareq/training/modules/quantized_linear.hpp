@@ -4,26 +4,15 @@
 
 #include <torch/types.h>
 
-#include <array>
 #include <memory>
 #include <string>
 
 #include "squareq/contract.hpp"
+#include "squareq/training/tensor_bridge.hpp"
 
 namespace squareq::training {
 
 class Shadow;
-
-/// A weight bound for the duration of one call. Not movable: the reference points into it.
-struct BoundWeight {
-  BoundWeight() = default;
-  BoundWeight(const BoundWeight&) = delete;
-  BoundWeight& operator=(const BoundWeight&) = delete;
-
-  sq_weight_ref ref{};
-  sq_weight weight{};
-  std::array<sq_part, 8> parts{};
-};
 
 /// Where a layer's quantized weight is at the moment of a call: resident tensors, or a lease.
 class WeightSource {
