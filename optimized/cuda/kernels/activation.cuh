@@ -16,6 +16,26 @@ __device__ inline float activate(int activation, float x) {
   }
 }
 
+/// Those that are x / (1 + 2^(x (linear + cubic x^2))): GELU's tanh form, since 1 + tanh(u) = 2 / (1 + exp(-2 u)), and SiLU.
+struct Sigmoid {
+  float linear = 0, cubic = 0;
+  __host__ __device__ explicit Sigmoid(int activation) {
+    constexpr float kLog2E = 1.4426950408889634f, kGelu = -2 * 0.7978845608028654f * kLog2E;
+    if (activation == SQ_ACT_GELU_TANH) linear = kGelu, cubic = kGelu * 0.044715f;
+    if (activation == SQ_ACT_SILU) linear = -kLog2E;
+  }
+  __host__ __device__ static bool serves(int activation) { return activation == SQ_ACT_GELU_TANH || activation == SQ_ACT_SILU; }
+
+  /// For outputs of 16 bits: the two approximations are off by some units of 2^-23, times the exponent's size.
+  __device__ float operator()(float x) const {
+    const float square = fminf(__fmul_rn(x, x), 1e30f);  // 0 times infinity is not 0
+    float power, reciprocal;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(x, __fmaf_rn(cubic, square, linear))));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(__fadd_rn(1.0f, power)));
+    return __fmul_rn(x, reciprocal);
+  }
+};
+
 __device__ inline float activation_derivative(int activation, float x) {
   switch (activation) {
     case SQ_ACT_GELU_TANH: {

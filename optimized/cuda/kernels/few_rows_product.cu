@@ -1,4 +1,4 @@
-// A forward product of at most 64 rows, which is bound by reading the weight: mma.sync fed by cp.async, 128 features per block, and the depth shared
+// A forward product of at most 32 rows, which is bound by reading the weight: mma.sync fed by cp.async, 128 features per block, and the depth shared
 // out over the blocks of a cluster, so that every multiprocessor reads. Each block finishes some of the rows; the others send it their parts of them.
 //
 // A sum over depth may be taken in any order, so a lane takes 16 neighbouring codes of a row at once, as four steps of the multiplication, and the
@@ -231,7 +231,6 @@ cudaError_t launch(const WeightProduct& p, int row_tile, int parts, cudaStream_t
   switch (row_tile) {
     case 16: return launch<T, 16>(p, parts, stream);
     case 32: return launch<T, 32>(p, parts, stream);
-    case 64: return launch<T, 64>(p, parts, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -73,6 +73,7 @@ __device__ void store_tile(const Finish& f, const float* tile, int pitch, int fi
   static_assert(kThreadCount % kGroups == 0 && kRows % kStep == 0, "every thread keeps its columns");
   const int local_column = thread % kGroups * 4, column = first_column + local_column, count = min(4, columns - column);
   if (count <= 0) return;
+  const Sigmoid sigmoid(f.activation);
   float bias[4], factor[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -94,7 +95,10 @@ __device__ void store_tile(const Finish& f, const float* tile, int pitch, int fi
     for (int c = 0; c < 4; ++c)
       if (f.bias) v[c] = __fadd_rn(v[c], bias[c]);
     if (f.preactivation.data) store_four(f.preactivation, row, column, v, count, false);
-    if (f.activation != SQ_ACT_NONE) {
+    if (f.y.dtype != SQ_F32 && Sigmoid::serves(f.activation)) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) v[c] = sigmoid(v[c]);
+    } else if (f.activation != SQ_ACT_NONE) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) v[c] = activate(f.activation, v[c]);
     }

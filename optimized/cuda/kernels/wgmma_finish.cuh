@@ -264,13 +264,23 @@ struct WayOut {
   unsigned char* staging;
   int group, thread, first_feature, first_row, columns, rows;  // group: of the block's two; thread: of the warpgroup
 
-  /// Finishes the sums in registers and lets the copy engine write them. One output of 16 bits that a map describes, no activation.
-  __device__ void through_map(const Finish& f, const CUtensorMap* map, Sum (&sums)[kGroups][4], Asked<kTransposed, kRows>& asked) const {
+  /// Finishes the sums in registers and lets the copy engine write them: outputs of 16 bits that maps describe.
+  __device__ void through_maps(const Finish& f, const ProductMaps& maps, Sum (&sums)[kGroups][4], Asked<kTransposed, kRows>& asked) const {
     if (kTransposed) asked.ask_columns(f, first_feature, columns, thread);
     asked.wait(f, group, thread);
     finish_sums<T, kTransposed, kRows>(f, sums, asked, shared_address(staging), first_row, rows, thread);
-    if (f.y.dtype == SQ_BF16) copy_out<__nv_bfloat16>(map, sums, f.rank != 0);
-    else copy_out<__half>(map, sums, f.rank != 0);
+    bool busy = f.rank != 0;  // the branch's factors still lie where the values go
+    if constexpr (!kTransposed) {
+      if (f.preactivation.data) copy_out(f.preactivation.dtype, &maps.preactivation, sums, busy), busy = true;
+      if (f.activation != SQ_ACT_NONE) {
+        const Sigmoid sigmoid(f.activation);
+#pragma unroll
+        for (int j = 0; j < kGroups; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) set_value(sums[j][i], sigmoid(value(sums[j][i])));
+      }
+    }
+    copy_out(f.y.dtype, &maps.y, sums, busy);
   }
 
   /// Everything else: the sums as they are into shared memory, where branch, activation and stores go over them row by row.
@@ -292,16 +302,22 @@ struct WayOut {
   }
 
  private:
-  /// `by_branch`: the branch's factors still lie where the values go.
+  /// `busy`: other warps may still read what lies where the values go, or the copy engine.
+  __device__ void copy_out(int dtype, const CUtensorMap* map, const Sum (&sums)[kGroups][4], bool busy) const {
+    if (dtype == SQ_BF16) copy_out_as<__nv_bfloat16>(map, sums, busy);
+    else copy_out_as<__half>(map, sums, busy);
+  }
   template <class O>
-  __device__ void copy_out(const CUtensorMap* map, const Sum (&sums)[kGroups][4], bool by_branch) const {
+  __device__ void copy_out_as(const CUtensorMap* map, const Sum (&sums)[kGroups][4], bool busy) const {
     const int g = thread >> 2 & 7, t = thread & 3, warp = thread / 32;
     const unsigned order = feature_of<kTransposed>(g, 0) & 1 ? 0x1032 : 0x3210;  // the higher feature may come first
     const unsigned base = shared_address(staging);
 #pragma unroll
     for (int part = 0; part < kRows; part += kStagingRows) {
-      if (thread == 0 && part > 0) wait_stores_read();
-      if (part > 0 || by_branch) sync_group(group);
+      if (part > 0 || busy) {
+        if (thread == 0) wait_stores_read();
+        sync_group(group);
+      }
 #pragma unroll
       for (int j = 0; j < kStagingRows / 8; ++j)
 #pragma unroll

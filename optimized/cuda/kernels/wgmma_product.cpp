@@ -30,15 +30,22 @@ bool encode(CUtensorMap* map, CUtensorMapDataType type, const void* data, std::i
                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/// Whether the finished values are one 16-bit output at multiples of 16 bytes: then the copy engine writes it.
-bool encode_output(CUtensorMap* map, const WeightProduct& p) {
-  const Finish& f = p.finish;
-  if (f.activation != SQ_ACT_NONE || f.preactivation.data || f.y.dtype == SQ_F32 || (f.rank && f.low_dtype == SQ_F32)) return false;
+bool encode_output(CUtensorMap* map, const Output& out, const WeightProduct& p) {
+  if (out.dtype == SQ_F32 || out.stride < p.columns) return false;
+  if ((reinterpret_cast<std::uintptr_t>(out.data) | static_cast<std::uintptr_t>(out.stride * 2)) % 16 != 0) return false;
   const int rows = p.dtype == SQ_I8 ? std::min(p.split.rows, 128) : p.split.rows;  // that go out at a time
-  if (f.rank * 2 * (p.split.rows + 64) > rows * 128) return false;                   // the branch's factors lie where the values go out
-  if ((reinterpret_cast<std::uintptr_t>(f.y.data) | static_cast<std::uintptr_t>(f.y.stride * 2)) % 16 != 0 || f.y.stride < p.columns) return false;
-  return encode(map, f.y.dtype == SQ_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, f.y.data, p.columns, p.rows, f.y.stride * 2, 64,
+  return encode(map, out.dtype == SQ_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, out.data, p.columns, p.rows, out.stride * 2, 64,
                 rows, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+/// Whether values can be finished in registers and written by the copy engine: outputs of 16 bits at multiples of 16 bytes, an activation that is cheap
+/// enough there, a branch whose factors fit where the values go out.
+bool encode_outputs(ProductMaps* maps, const WeightProduct& p) {
+  const Finish& f = p.finish;
+  const int rows = p.dtype == SQ_I8 ? std::min(p.split.rows, 128) : p.split.rows;
+  if (f.activation != SQ_ACT_NONE && f.activation != SQ_ACT_GELU_TANH && f.activation != SQ_ACT_SILU) return false;
+  if (f.rank && (f.low_dtype == SQ_F32 || f.rank * 2 * (p.split.rows + 64) > rows * 128)) return false;
+  return encode_output(&maps->y, f.y, p) && (!f.preactivation.data || encode_output(&maps->preactivation, f.preactivation, p));
 }
 
 }  // namespace
@@ -57,7 +64,7 @@ cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream) {
       encode(&maps.weight, CU_TENSOR_MAP_DATA_TYPE_UINT8, p.weight, p.transposed ? p.columns : p.depth, p.transposed ? p.depth : p.columns,
              p.weight_stride, p.transposed ? 128 : depth, p.transposed ? depth : 128, weight_swizzle);
   if (!encoded) return cudaErrorInvalidValue;
-  maps.y_mapped = encode_output(&maps.y, p);
+  maps.mapped = encode_outputs(&maps, p);
   switch (p.dtype) {
     case SQ_BF16: return wgmma_product_bf16(p, maps, stream);
     case SQ_F16: return wgmma_product_f16(p, maps, stream);

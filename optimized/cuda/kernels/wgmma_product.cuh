@@ -164,7 +164,7 @@ __device__ void consume(const ProductMaps& maps, const WeightProduct& p, const R
     }
     for (int giver = cluster; pieces.share(giver) > piece.tile * slices;) exchange.take(sums, --giver);
     const WayOut<T, kTransposed, kRows> out{staging, group, thread, first_feature, first_row, p.columns, p.rows};
-    if constexpr (kMapped) out.through_map(p.finish, &maps.y, sums, asked);
+    if constexpr (kMapped) out.through_maps(p.finish, maps, sums, asked);
     else out.row_by_row(p.finish, sums);
   }
   if (threadIdx.x % kGroupThreads == 0) wait_stores_read();
@@ -218,7 +218,7 @@ cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaSt
 
 template <class T, bool kTransposed, int kRows>
 cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  return maps.y_mapped ? launch_wgmma<T, kTransposed, kRows, true>(p, maps, stream) : launch_wgmma<T, kTransposed, kRows, false>(p, maps, stream);
+  return maps.mapped ? launch_wgmma<T, kTransposed, kRows, true>(p, maps, stream) : launch_wgmma<T, kTransposed, kRows, false>(p, maps, stream);
 }
 
 template <class T>

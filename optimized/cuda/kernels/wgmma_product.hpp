@@ -7,12 +7,12 @@
 
 namespace squareq::cuda {
 
-/// Both operands as TMA reads them, a box per slice of 128 bytes of depth, and the output as it writes it.
+/// Both operands as TMA reads them, a box per slice of 128 bytes of depth, and the outputs as it writes them.
 struct ProductMaps {
   CUtensorMap activations;  // box: one 128-byte chunk of depth x split.rows / kClusterSize rows
   CUtensorMap weight;       // forward: as many codes of depth x 128 features; transposed: 128 features x that depth
-  CUtensorMap y;            // box: 64 features x the rows that go out at a time
-  bool y_mapped;            // false: y goes out row by row
+  CUtensorMap y, preactivation;  // box: 64 features x the rows that go out at a time
+  bool mapped;                   // false: outputs go out row by row
 };
 
 /// Blocks that work on the same rows and neighbouring features; each loads its part of the activations for all.

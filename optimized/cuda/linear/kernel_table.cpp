@@ -33,7 +33,7 @@ std::string few_rows_reason(const sq_context& context, const ProductShape& s) {
 
 /// Enough blocks that every multiprocessor holds two, as far as there are slices to share out.
 void few_rows_tile(const sq_context& context, const ProductShape& s, KernelChoice& choice) {
-  choice.token_tile = s.rows <= 16 ? 16 : s.rows <= 32 ? 32 : 64;
+  choice.token_tile = s.rows <= 16 ? 16 : 32;
   const std::int64_t tiles = (s.columns + 127) / 128, slices = (s.depth + 127) / 128;
   choice.depth_parts = static_cast<int>(std::clamp<std::int64_t>(2 * context.multiprocessors / tiles, 1, std::min<std::int64_t>(8, slices)));
 }

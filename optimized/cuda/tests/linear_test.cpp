@@ -269,6 +269,58 @@ TEST_P(Linear, W8A8FromAFloatingXIsQuantizeActivationAndThenTheCodes) {
   }
 }
 
+TEST_P(Linear, W8A8OfLongRows) {
+  // A row is held in registers up to 4096 elements, up to 16384, or not at all. Numbers that quantize to themselves give exact results.
+  if (!sums_codes()) return;
+  for (const std::int64_t depth : {4100, 9000, 16500}) {
+    const auto to_codes = [](Host& h) {
+      std::mt19937 random(33);
+      for (std::int64_t i = 0; i < h.rows; ++i)
+        for (std::int64_t j = 0; j < h.columns; ++j) h.at(i, j) = j == i ? 127 : static_cast<double>(static_cast<int>(random() % 255) - 127);
+    };
+    Layer wide({5, depth, 40, 0}, SQ_BF16, true, 34), deep({5, 48, depth, 0}, SQ_BF16, true, 35);
+    to_codes(wide.x), to_codes(deep.dy);
+    deep.scale = deep.scale.map([](double) { return 0.25; });
+    DeviceLayer forwards(wide, SQ_F32, 0, 0, (16 - depth % 16) % 16), backwards(deep, SQ_F32);
+    forwards.forward.compute = backwards.backward.compute = SQ_COMPUTE_W8A8;
+    forward(forwards), backward(backwards);
+    expect("y", forwards.y, wide.v(), false);
+    expect("dx", backwards.dx, deep.dx_base(), false);
+  }
+}
+
+TEST_P(Linear, PreactivationsOf16Bits) {
+  for (const std::int32_t dtype : {SQ_BF16, SQ_F16})
+    for (const int activation : {SQ_ACT_GELU_TANH, SQ_ACT_GELU_ERF, SQ_ACT_SILU})
+      for (const std::int32_t compute : {SQ_COMPUTE_DEFAULT, SQ_COMPUTE_W8A8})
+        for (const Shape& shape : {Shape{300, 512, 400, 16}, Shape{70, 160, 136, 0}}) {
+          if (compute == SQ_COMPUTE_W8A8 && !sums_codes()) continue;
+          Layer l(shape, dtype, false, 36);
+          l.activation = activation;
+          DeviceLayer d(l, dtype);
+          d.forward.compute = compute;
+          SCOPED_TRACE(text(l) + " " + kernel_of(*context_, SQ_OP_LINEAR_FORWARD, &d.forward));
+          d.forward.preactivation = nullptr;
+          forward(d);
+          d.y.download();
+          const auto alone = d.y.bytes();
+          DeviceMatrix preactivation(dtype, shape.m, shape.n);
+          d.forward.preactivation = preactivation.tensor();
+          forward(d);
+          d.y.download(), preactivation.download();
+          EXPECT_TRUE(d.y.intact() && preactivation.intact());
+          EXPECT_EQ(d.y.bytes(), alone) << "what is asked for beside y changes y";
+          if (compute == SQ_COMPUTE_DEFAULT) {
+            expect("preactivation", preactivation, l.v(), true);
+            expect("y", d.y, l.y(), true);
+            continue;
+          }
+          for (std::int64_t i = 0; i < shape.m; ++i)  // each is the value rounded once, so they follow from each other within two roundings
+            for (std::int64_t j = 0; j < shape.n; ++j)
+              ASSERT_NEAR(d.y.get(i, j), activated(activation, preactivation.get(i, j)), 2.5 * unit_of(dtype) * std::fabs(preactivation.get(i, j)) + smallest_of(dtype)) << i << " " << j;
+        }
+}
+
 TEST_P(Linear, RerunGivesTheSameBits) {
   for (const std::int32_t dtype : kDtypes) {
     Layer l({300, 640, 512, 16}, dtype, false, 17);
