@@ -2,8 +2,12 @@
 """The rival of the whole-step claim: the same LoRA training step in PyTorch, bf16, everything resident.
 
 The real diffusers class, PEFT adapters of rank 16 on the linears that `lora.targets: default` trains, diffusers' gradient checkpointing, fused AdamW,
-gradients clipped to norm 1, scaled-dot-product attention as torch chooses it. The model is made on the meta device and filled with random
+gradients clipped to norm 1, scaled-dot-product attention. The model is made on the meta device and filled with random
 numbers on the GPU: values do not matter for time. Steps are timed from synchronize to synchronize. Prints one JSON object.
+
+--attention: which kernels scaled-dot-product attention may take.
+  default    torch's own choice, which on recent GPUs is cuDNN
+  flash      torch's choice without cuDNN: flash, memory-efficient or written out
 
 --adapters: how the low-rank branch computes, each timed in turn.
   autocast   fp32 adapters under torch.autocast(bf16), as diffusers' training scripts run
@@ -20,6 +24,7 @@ import time
 import layout as layouts
 
 VARIANTS = ("autocast", "fp32", "bf16")
+ATTENTION = ("default", "flash")
 RANK = 16
 
 
@@ -103,6 +108,14 @@ class Step:
         return loss.detach()
 
 
+def attention_kernels(choice):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if choice == "default":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def measure(step, steps, device):
     import torch
 
@@ -144,6 +157,7 @@ def main():
     parser.add_argument("--adapters", default="autocast,fp32")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--attention", choices=ATTENTION, default="default")
     parser.add_argument("--compile", metavar="MODE", help="torch.compile the blocks with this mode (default, max-autotune-no-cudagraphs); off unless given")
     layouts.add_flags(parser)
     a = parser.parse_args()
@@ -180,10 +194,11 @@ def main():
     for variant in sorted(variants, key=VARIANTS.index):  # bf16 last: it throws the masters' low bits away
         for side in sides:
             step = Step(model, adapters, layout, side, variant, device)
-            runs.append({"adapters": variant, "pixels": side, **measure(step, a.steps, device)})
+            with attention_kernels(a.attention):
+                runs.append({"adapters": variant, "pixels": side, **measure(step, a.steps, device)})
             del step
     print(json.dumps({
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__, "compile": a.compile,
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "peft": peft.__version__, "compile": a.compile, "attention": a.attention,
         "device": torch.cuda.get_device_name() if a.device == "cuda" else "cpu", "adapter_linears": count,
         "adapter_parameters": sum(p.numel() for p in adapters), "link_bytes_per_s": link, "runs": runs,
     }))

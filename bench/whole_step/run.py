@@ -85,6 +85,10 @@ class Failed(Exception):
     pass
 
 
+class Died(Failed):
+    """The program ended by itself, with another status than 0."""
+
+
 def call(command, limit_s, env=None):
     """stdout of a program that ends well within its time; Failed with its last words otherwise."""
     try:
@@ -93,7 +97,7 @@ def call(command, limit_s, env=None):
         raise Failed(f"{pathlib.Path(command[0]).name} ran past {limit_s:.0f} s") from None
     if done.returncode:
         words = " | ".join(line for line in (done.stderr.strip() or done.stdout.strip()).splitlines()[-4:])
-        raise Failed(f"{pathlib.Path(command[0]).name} ended with {done.returncode}: {words}")
+        raise Died(f"{pathlib.Path(command[0]).name} ended with {done.returncode}: {words}")
     return done.stdout
 
 
@@ -111,7 +115,8 @@ class Bench:
         self.begun = time.monotonic()
         self.durations = {}
         self.slab = a.work / "flux"
-        self.result = {"layout": layout.config(), "steps": a.steps, "warm_up": WARM_UP, "rounds_asked": a.rounds, "slots": a.slots, "prepare": {}, "runs": [], "left_out": []}
+        self.rival_attention = [a.rival_attention] if a.rival_attention != "try" else ["default", "flash"]  # in this order
+        self.result = {"layout": layout.config(), "steps": a.steps, "warm_up": WARM_UP, "rounds_asked": a.rounds, "slots": a.slots, "prepare": {}, "runs": [], "left_out": [], "rival_died": []}
 
     def left(self):
         return self.a.limit_s - (time.monotonic() - self.begun)
@@ -206,8 +211,20 @@ class Bench:
                    "--adapters", self.a.adapters, *layouts.flags_of(self.layout)]
         if self.a.compile:
             command += ["--compile", self.a.compile]
-        with DeviceMemory() as memory:
-            answer = call_json(command, min(self.left(), self.a.run_limit_s))
+        while True:
+            attention = self.rival_attention[0]
+            try:
+                with DeviceMemory() as memory:
+                    answer = call_json([*command, "--attention", attention], min(self.left(), self.a.run_limit_s))
+                break
+            except Died as error:
+                if len(self.rival_attention) == 1:
+                    raise
+                # Later rounds begin with what is left: one that dies here dies there too.
+                del self.rival_attention[0]
+                self.result["rival_died"].append({"attention": attention, "why": str(error), "instead": self.rival_attention[0]})
+                self.save()
+                print(f"pytorch with {attention} attention died, running it with {self.rival_attention[0]}: {error}", file=sys.stderr)
         for run in answer["runs"]:
             run["all_seconds"] = run["seconds"]
             run["seconds"] = statistics.median(run["seconds"][WARM_UP:])
@@ -293,9 +310,9 @@ def summary(result):
     for run in result["runs"]:
         if run["name"] == "pytorch":
             for r in run["runs"]:
-                others.setdefault((r["pixels"], r["adapters"]), []).append(r)
-    pytorch = [{"pixels": side, "adapters": variant, "seconds": statistics.median(r["seconds"] for r in runs), "peak_bytes": runs[0]["peak_bytes"]}
-               for (side, variant), runs in sorted(others.items())]
+                others.setdefault((r["pixels"], r["adapters"]), []).append({**r, "attention": run["attention"]})
+    pytorch = [{"pixels": side, "adapters": variant, "seconds": statistics.median(r["seconds"] for r in runs), "peak_bytes": runs[0]["peak_bytes"],
+                "attention": sorted({r["attention"] for r in runs})} for (side, variant), runs in sorted(others.items())]
     return {"link_bytes_per_s": link, "squareq": rows, "pytorch": pytorch, "targets": targets(rows)}
 
 
@@ -326,7 +343,7 @@ def show(result):
     number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     print(f"\n{'configuration':<22} {'s/step':>9} {'/ PyTorch':>10} {'/ bound':>8} {'GB moved':>9} {'stall s':>8} {'peak GB':>8} {'planned':>8} {'+context':>9}")
     for r in s["pytorch"]:
-        print(f"{'pytorch-' + r['adapters'] + '-' + str(r['pixels']):<22} {r['seconds']:>9.4f} {'':>10} {'':>8} {'':>9} {'':>8} {gib(r['peak_bytes']):>8}")
+        print(f"{'pytorch-' + r['adapters'] + '-' + str(r['pixels']):<22} {r['seconds']:>9.4f} {'':>10} {'':>8} {'':>9} {'':>8} {gib(r['peak_bytes']):>8}   attention: {', '.join(r['attention'])}")
     for r in s["squareq"]:
         print(f"{r['name']:<22} {r['seconds']:>9.4f} {number(r['ratio']):>10} {number(r.get('over_bound')):>8} {gib(r['h2d_bytes']):>9} {r['stall_s']:>8.4f} "
               f"{gib(r['peak_bytes']):>8} {gib(r['planned_bytes']):>8} {gib(r['device_bytes_with_context']):>9}")
@@ -338,6 +355,8 @@ def show(result):
         value = "-" if t["value"] is None else f"{t['value'] / 1e9:.3f} GB" if t["limit"] == TARGET_BYTES else f"{t['value']:.3f}"
         limit = f"{t['limit'] / 1e9:.0f} GB" if t["limit"] == TARGET_BYTES else f"{t['limit']:.2f}"
         print(f"{t['configuration']:<20} {t['target']:<40} {value:>10} (limit {limit}): {verdict}")
+    for death in result["rival_died"]:
+        print(f"PyTorch with {death['attention']} attention died; its rows are with {death['instead']}: {death['why']}")
     for lost in result["left_out"]:
         print(f"not run: round {lost['round']} {lost['name']}: {lost['why']}")
 
@@ -355,6 +374,8 @@ def parse():
     parser.add_argument("--steps", type=int, default=10, help=f"of each run; the first {WARM_UP} are left out")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression over w8a16-streamed-1024, w8a8-resident-512, pytorch-1024, ...")
     parser.add_argument("--adapters", default="autocast,fp32,bf16", help="variants of the rival (pytorch_step.py)")
+    parser.add_argument("--rival-attention", choices=("try", "default", "flash"), default="try",
+                        help="kernels of the rival (pytorch_step.py); try: default, and should its process die, flash, which result and table then say")
     parser.add_argument("--compile", metavar="MODE", help="torch.compile the rival's blocks with this mode")
     parser.add_argument("--limit-s", type=float, default=480, help="start nothing that would end later than this; preparation included")
     parser.add_argument("--run-limit-s", type=float, default=150, help="of one process")
