@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "squareq/architecture/architecture.hpp"
 #include "squareq/builder/checkpoint.hpp"
@@ -123,16 +124,30 @@ std::vector<streaming::BlockCost> block_costs(const Architecture& twin, const Op
   return costs;
 }
 
-/// Adapters on the default targets, every block linear under its diffusers name but those that make shift, scale and gate: FP32 weights,
-/// gradients and two moments.
-std::uint64_t adapter_bytes(const Architecture& twin, std::uint64_t rank) {
-  std::uint64_t parameters = 0;
-  for (const ArchitectureBlock& block : twin.blocks())
+/// FP32 bytes of each block's adapters on the default targets: every block linear under its diffusers name but those that make shift, scale and gate.
+std::vector<std::uint64_t> adapter_bytes(const Architecture& twin, std::uint64_t rank) {
+  std::vector<std::uint64_t> of_block;
+  for (const ArchitectureBlock& block : twin.blocks()) {
+    std::uint64_t parameters = 0;
     for (const std::size_t i : block.layers) {
       const ArchitectureLayer& layer = twin.layers()[i];
       if (streaming::sees(layer.name, block.kind) != streaming::Sees::vector) parameters += rank * (layer.out + layer.in);
     }
-  return parameters * 4 * sizeof(float);
+    of_block.push_back(parameters * sizeof(float));
+  }
+  return of_block;
+}
+
+/// The most that block inputs and adapter gradients take together: backward goes from the last block to the first, lets go of a block's input and
+/// leaves its adapters' gradients.
+std::uint64_t most_inputs_and_gradients(const std::vector<std::uint64_t>& inputs, const std::vector<std::uint64_t>& gradients) {
+  std::uint64_t left = std::accumulate(inputs.begin(), inputs.end(), std::uint64_t{0}), made = 0, most = 0;
+  for (std::size_t b = inputs.size(); b-- > 0;) {
+    made += gradients[b];
+    most = std::max(most, left + made);
+    left -= inputs[b];
+  }
+  return most;
 }
 
 /// Tensors that are no quantized linear: norms, embeddings, convolutions.
@@ -156,20 +171,22 @@ streaming::PlanRequest make_request(const Architecture& model, const Options& op
   request.block_bytes.pop_back();
   const Architecture twin = diffusers_twin(model);
   const std::vector<streaming::BlockCost> costs = block_costs(twin, options);
-  std::uint64_t inputs = 0, working = 0;
+  std::vector<std::uint64_t> inputs;
+  std::uint64_t working = 0;
   streaming::Rates rates;
   rates.link_bytes_per_second = options.link * 1e9;
   for (const streaming::BlockCost& cost : costs) {
-    inputs += cost.input_elements;
+    inputs.push_back(options.batch * cost.input_elements * element);
     working = std::max(working, cost.working_elements);
     rates.forward_seconds.push_back(static_cast<double>(options.batch) * cost.forward_flops() / (options.tflops * 1e12));
     rates.backward_seconds.push_back(static_cast<double>(options.batch) * cost.backward_flops() / (options.tflops * 1e12));
   }
   request.rates = std::move(rates);
+  const std::vector<std::uint64_t> adapters = adapter_bytes(twin, options.rank);
   // A recomputed block holds its values and, as its backward goes, their gradients.
   request.others = {{"unquantized tensors", rest_bytes(model, element)},
-                    {"adapters and optimizer", adapter_bytes(twin, options.rank)},
-                    {"checkpointed block inputs", options.batch * inputs * element},
+                    {"adapters and their two moments", 3 * std::accumulate(adapters.begin(), adapters.end(), std::uint64_t{0})},
+                    {"block inputs and adapter gradients", most_inputs_and_gradients(inputs, adapters)},
                     {"one block's recomputation", options.batch * 2 * working * element}};
   if (!options.budget.empty()) request.budget = streaming::parse_bytes(options.budget, "--budget");
   if (!options.vram.empty()) request.vram = streaming::parse_bytes(options.vram, "--vram");

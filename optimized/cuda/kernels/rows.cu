@@ -135,15 +135,11 @@ class RowValues {
   float held_[kHeld > 0 ? kHeld : 1][kEight];
 };
 
-/// Blocks of a multiprocessor: as many as leave registers for what is held.
-template <int kHeld>
-constexpr int kRowBlocks = kHeld > 2 ? 2 : 4;
-
-/// Calls launch with a kHeld (as a type) that holds rows of `columns` elements; 0 for longer ones, whose second reading finds them in the cache.
+/// Calls launch with a kHeld (as a type) that holds rows of `columns` elements; 0 for longer ones, whose second reading finds them in the cache
+/// (holding 64 elements per thread leaves so few blocks per multiprocessor that it took 1.3 times as long at 12288).
 template <class Launch>
 void with_held(std::int64_t columns, const Launch& launch) {
   if (columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
-  else if (columns <= 8 * kTurn) launch(std::integral_constant<int, 8>());
   else launch(std::integral_constant<int, 0>());
 }
 
@@ -195,7 +191,7 @@ struct Produced {
 };
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld>)
+__global__ void __launch_bounds__(kThreads, 4)
     quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
     RowValues<kHeld> values;
@@ -272,7 +268,7 @@ __device__ void store_eight(void* data, int dtype, std::int64_t index, const flo
 }
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+__global__ void __launch_bounds__(kThreads, 4) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
   const std::int64_t columns = job.dy.columns;
   const bool by_row = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);  // a row's largest value comes before its first code
   const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};

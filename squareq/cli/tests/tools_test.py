@@ -354,11 +354,15 @@ class Inspect(CommandTest):
 class Plan(CommandTest):
     def test_adapters_are_those_of_the_default_targets(self):
         """FLUX.1, width d: a double block has 8 projections of the attentions and two MLPs, a single block q, k, v, proj_mlp and proj_out."""
-        d, rank = 3072, 16
-        parameters = rank * (19 * (8 * 2 * d + 2 * 2 * (d + 4 * d)) + 38 * (3 * 2 * d + (d + 4 * d) + (5 * d + d)))
+        d, rank, tokens = 3072, 16, 32 * 32 + 512
+        blocks = 19 * [4 * rank * (8 * 2 * d + 2 * 2 * (d + 4 * d))] + 38 * [4 * rank * (3 * 2 * d + (d + 4 * d) + (5 * d + d))]  # FP32
+        # Backward reaches block b with the inputs of blocks 0 to b and the gradients of those from b on.
+        most = max((b + 1) * tokens * d * 2 + sum(blocks[b:]) for b in range(len(blocks)))
         for model in ("flux1-dev", "flux1-schnell"):
-            consumers = {c["name"]: c["bytes"] for c in self.json_of("plan", "--model", model, "--rank", rank)["consumers"]}
-            self.assertEqual(consumers["adapters and optimizer"], parameters * 4 * 4)  # FP32 master, gradient, two moments
+            answer = self.json_of("plan", "--model", model, "--rank", rank, "--resolution", 512, "--dtype", "bf16", "--text-tokens", 512)
+            consumers = {c["name"]: c["bytes"] for c in answer["consumers"]}
+            self.assertEqual(consumers["adapters and their two moments"], 3 * sum(blocks))
+            self.assertEqual(consumers["block inputs and adapter gradients"], most)
 
 
 class Help(CommandTest):
