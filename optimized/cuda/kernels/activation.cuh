@@ -27,12 +27,28 @@ struct Sigmoid {
   __host__ __device__ static bool serves(int activation) { return activation == SQ_ACT_GELU_TANH || activation == SQ_ACT_SILU; }
 
   /// For outputs of 16 bits: the two approximations are off by some units of 2^-23, times the exponent's size.
-  __device__ float operator()(float x) const {
-    const float square = fminf(__fmul_rn(x, x), 1e30f);  // 0 times infinity is not 0
-    float power, reciprocal;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(x, __fmaf_rn(cubic, square, linear))));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(__fadd_rn(1.0f, power)));
-    return __fmul_rn(x, reciprocal);
+  __device__ float operator()(float x) const { return __fmul_rn(x, reciprocal(__fadd_rn(1.0f, power_of_two(__fmul_rn(x, __fmaf_rn(cubic, capped_square(x), linear)))))); }
+
+  /// For every dtype: off by less than 8 units of 2^-24 (64 are allowed, spec/35-numerics.md). With p the power and s = 1 / (1 + p): s + x s (p s) slope,
+  /// where p s is 1 - s without its cancellation.
+  __device__ float derivative(float x) const {
+    constexpr float kLn2 = 0.6931471805599453f;
+    const float square = capped_square(x), p = power_of_two(fminf(__fmul_rn(x, __fmaf_rn(cubic, square, linear)), 126.0f));  // infinity times 0 is not 0
+    const float s = reciprocal(__fadd_rn(1.0f, p)), slope = -kLn2 * __fmaf_rn(3 * cubic, square, linear);
+    return __fmaf_rn(__fmul_rn(__fmul_rn(x, s), __fmul_rn(p, s)), slope, s);
+  }
+
+ private:
+  __device__ static float capped_square(float x) { return fminf(__fmul_rn(x, x), 1e30f); }
+  __device__ static float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+  }
+  __device__ static float reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
   }
 };
 

@@ -52,22 +52,26 @@ __device__ float block_max(unsigned mine) {
   return __uint_as_float(all >= 0x7F800000u ? 0x7FFFFFFFu : all);
 }
 
+/// Eight 16-bit elements as they lie in memory, in fp32.
+__device__ void widen_eight(const uint4& raw, int dtype, float (&v)[8]) {
+  const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (dtype == SQ_BF16) {
+      v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+    } else {
+      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+      v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+    }
+  }
+}
+
 /// Elements [column, column + 8) of a row, zeros from `columns` on; in 16-byte loads where the address allows them.
 __device__ void load_eight(const Rows& from, std::int64_t row, std::int64_t column, float (&v)[8]) {
   const std::int64_t at = row * from.row_stride + column;
   const bool whole = column + 8 <= from.columns;
   if (whole && from.dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 2 * at) % 16 == 0) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + at);
-    const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (from.dtype == SQ_BF16) {
-        v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
-      } else {
-        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-        v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
-      }
-    }
+    widen_eight(*reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + at), from.dtype, v);
     return;
   }
   if (whole && from.dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 4 * at) % 16 == 0) {
@@ -109,39 +113,58 @@ __device__ uint2 codes(const float (&v)[kEight], float scale, float inverse) {
   return make_uint2(pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7]));
 }
 
-/// A thread's share of a row, in fp32: kHeld times eight elements in registers, or, with kHeld 0, loaded anew for every use.
+/// A thread's share of a row: kHeld times eight elements of 16 bits, all asked for at once and kept as they were loaded, or, with kHeld 0, loaded anew for
+/// every use.
 template <int kHeld>
 class RowValues {
  public:
-  template <class Load>
-  __device__ void fill(const Load& load) {
+  __device__ RowValues(const Rows& from, std::int64_t row) : from_(from), row_(row) {
 #pragma unroll
-    for (int h = 0; h < kHeld; ++h) load(kEight * threadIdx.x + h * kTurn, held_[h]);
-  }
-  /// body(index of the first, eight values) for all of [0, end); what held values become there stays.
-  template <class Load, class Body>
-  __device__ void each(std::int64_t end, const Load& load, const Body& body) {
-    if constexpr (kHeld > 0) {
-#pragma unroll
-      for (int h = 0; h < kHeld; ++h)
-        if (const std::int64_t k = kEight * threadIdx.x + h * kTurn; k < end) body(k, held_[h]);
-    } else {
-      float v[kEight];
-      for (std::int64_t k = kEight * threadIdx.x; k < end; k += kTurn) load(k, v), body(k, v);
+    for (int h = 0; h < kHeld; ++h) {
+      const std::int64_t k = kEight * threadIdx.x + h * kTurn;
+      held_[h] = k < from.columns ? *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + row * from.row_stride + k) : make_uint4(0, 0, 0, 0);
     }
+  }
+  /// Eight elements from k = kEight threadIdx.x + turn kTurn on, zeros behind the row's end. With kHeld > 0 the turn must be known at compile time.
+  __device__ void get(int turn, std::int64_t k, float (&v)[kEight]) const {
+    if constexpr (kHeld > 0) widen_eight(held_[turn], from_.dtype, v);
+    else load_eight(from_, row_, k, v);
   }
 
  private:
-  float held_[kHeld > 0 ? kHeld : 1][kEight];
+  const Rows& from_;
+  std::int64_t row_;
+  uint4 held_[kHeld > 0 ? kHeld : 1];
 };
 
-/// Calls launch with a kHeld (as a type) that holds rows of `columns` elements; 0 for longer ones, whose second reading finds them in the cache
-/// (holding 64 elements per thread leaves so few blocks per multiprocessor that it took 1.3 times as long at 12288).
+/// body(turn, index of the first of eight elements) for all of [0, end).
+template <int kHeld, class Body>
+__device__ void for_turns(std::int64_t end, const Body& body) {
+  if constexpr (kHeld > 0) {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h)
+      if (const std::int64_t k = kEight * threadIdx.x + h * kTurn; k < end) body(h, k);
+  } else {
+    for (std::int64_t k = kEight * threadIdx.x; k < end; k += kTurn) body(0, k);
+  }
+}
+
+/// Whether rows can be held: 16 bits, eight elements at a time.
+bool holdable(const Rows& rows) {
+  return rows.dtype != SQ_F32 && rows.columns % kEight == 0 && (reinterpret_cast<std::uintptr_t>(rows.data) | static_cast<std::uintptr_t>(rows.row_stride * 2)) % 16 == 0;
+}
+
+/// Calls launch with a kHeld (as a type) for rows of `columns` elements: what that is changes no bit.
 template <class Launch>
-void with_held(std::int64_t columns, const Launch& launch) {
-  if (columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
+void with_held(bool holds, std::int64_t columns, const Launch& launch) {
+  if (holds && columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
+  else if (holds && columns <= 8 * kTurn) launch(std::integral_constant<int, 8>());
   else launch(std::integral_constant<int, 0>());
 }
+
+/// Blocks of a multiprocessor: as many as leave registers for what is held.
+template <int kHeld, int kRows>
+constexpr int kRowBlocks = kHeld * kRows > 8 ? 2 : kHeld * kRows > 4 ? 3 : 4;
 
 /// What a producer does to row `row`.
 struct Produced {
@@ -153,11 +176,13 @@ struct Produced {
   __device__ float centred(float raw) const { return __fsub_rn(__fsub_rn(raw, mean.high), mean.low); }
 
   /// Mean and standard deviation of a row, where the producer is a LayerNorm. Every thread of the block calls this.
-  template <class Values, class Load>
-  __device__ void measure(Values& values, const Load& raw, std::int64_t columns) {
+  template <int kHeld>
+  __device__ void measure(const RowValues<kHeld>& values, std::int64_t columns) {
     if (producer.kind != SQ_PRODUCER_LAYERNORM_MODULATE) return;
     LongSum sum, squares;
-    values.each(columns, raw, [&](std::int64_t, const float (&v)[kEight]) {
+    for_turns<kHeld>(columns, [&](int turn, std::int64_t k) {
+      float v[kEight];
+      values.get(turn, k, v);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) sum.add(v[i]);  // zeros beyond the end add nothing
     });
@@ -165,7 +190,9 @@ struct Produced {
     const double exact = (static_cast<double>(sum.high) + sum.low) / static_cast<double>(columns);
     mean.high = static_cast<float>(exact);
     mean.low = static_cast<float>(exact - mean.high);
-    values.each(columns, raw, [&](std::int64_t k, const float (&v)[kEight]) {
+    for_turns<kHeld>(columns, [&](int turn, std::int64_t k) {
+      float v[kEight];
+      values.get(turn, k, v);
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
         if (k + i < columns) squares.add(__fmul_rn(centred(v[i]), centred(v[i])));
@@ -191,16 +218,16 @@ struct Produced {
 };
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 1>)
     quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
   for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
-    RowValues<kHeld> values;
+    const RowValues<kHeld> values(x, m);
     Produced produced{producer, m, {}};
-    const auto raw = [&](std::int64_t k, float (&v)[kEight]) { load_eight(x, m, k, v); };
-    values.fill(raw);
-    produced.measure(values, raw, x.columns);
+    produced.measure(values, x.columns);
     unsigned largest = 0;
-    values.each(x.columns, raw, [&](std::int64_t k, float (&v)[kEight]) {
+    for_turns<kHeld>(x.columns, [&](int turn, std::int64_t k) {
+      float v[kEight];
+      values.get(turn, k, v);
       produced.apply(k, v);
 #pragma unroll
       for (int i = 0; i < kEight; ++i)
@@ -209,12 +236,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     const float s = token_scale(block_max(largest));
     const float inverse = __frcp_rn(s);
     if (threadIdx.x == 0) scale[m] = s;
-    const auto again = [&](std::int64_t k, float (&v)[kEight]) { raw(k, v), produced.apply(k, v); };
-    values.each(padded, again, [&](std::int64_t k, const float (&v)[kEight]) {
-      float inside[kEight];  // a producer may have made something of the zeros behind the row's end
+    for_turns<kHeld>(padded, [&](int turn, std::int64_t k) {
+      float v[kEight];
+      values.get(turn, k, v);
+      produced.apply(k, v);
 #pragma unroll
-      for (int i = 0; i < kEight; ++i) inside[i] = k + i < x.columns ? v[i] : 0.0f;
-      const uint2 eight = codes(inside, s, inverse);
+      for (int i = 0; i < kEight; ++i)
+        if (k + i >= x.columns) v[i] = 0.0f;  // a producer may have made something of the zeros behind the row's end
+      const uint2 eight = codes(v, s, inverse);
       std::int8_t* to = q + m * q_stride + k;
       if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
         *reinterpret_cast<uint2*>(to) = eight;
@@ -268,32 +297,46 @@ __device__ void store_eight(void* data, int dtype, std::int64_t index, const flo
 }
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, 4) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 2>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
   const std::int64_t columns = job.dy.columns;
   const bool by_row = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);  // a row's largest value comes before its first code
   const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
+  const Sigmoid sigmoid(job.activation);
+  // Without an activation there is no preactivation; nothing is held of it then.
+  const Rows preactivation = job.activation == SQ_ACT_NONE ? Rows{nullptr, SQ_BF16, 0, 0, 0} : job.preactivation;
   for (std::int64_t m = blockIdx.x; m < job.dy.rows; m += gridDim.x) {
-    /// G of eight columns, stored where it is asked for, times scale; zeros beyond the last.
-    const auto load = [&](std::int64_t n, float (&v)[kEight]) {
-      load_eight(job.dy, m, n, v);
-      if (job.activation != SQ_ACT_NONE) {
-        float p[kEight];
-        load_eight(job.preactivation, m, n, p);
+    const RowValues<kHeld> dy(job.dy, m), before(preactivation, m);
+    /// G of eight columns; zeros beyond the last.
+    const auto gradient = [&](int turn, std::int64_t n, float (&v)[kEight]) {
+      dy.get(turn, n, v);
+      if (job.activation == SQ_ACT_NONE) return;
+      float p[kEight];
+      before.get(turn, n, p);
+      if (Sigmoid::serves(job.activation)) {
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], sigmoid.derivative(p[i]));
+      } else {
 #pragma unroll
         for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], activation_derivative(job.activation, p[i]));
       }
-      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, v, static_cast<int>(min(columns - n, std::int64_t{kEight})));
+    };
+    const auto multiply_by_scale = [&](std::int64_t n, float (&v)[kEight]) {
       float s[kEight];
       load_eight(scale, 0, n, s);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) v[i] = __fmul_rn(v[i], s[i]);
     };
-    RowValues<kHeld> values;
-    values.fill(load);
+    const auto store_gradient = [&](std::int64_t n, const float (&v)[kEight]) {
+      if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, v, static_cast<int>(min(columns - n, std::int64_t{kEight})));
+    };
     float row_scale = 1, factor = 1;
     if (by_row) {
       unsigned bits = 0;
-      values.each(columns, load, [&](std::int64_t, const float (&v)[kEight]) {
+      for_turns<kHeld>(columns, [&](int turn, std::int64_t n) {
+        float v[kEight];
+        gradient(turn, n, v);
+        store_gradient(n, v);
+        multiply_by_scale(n, v);
 #pragma unroll
         for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(v[i]));
       });
@@ -307,8 +350,12 @@ __global__ void __launch_bounds__(kThreads, 4) gradient_rows_kernel(const __grid
       }
       if (threadIdx.x == 0) job.row_scale[m] = row_scale;
     }
-    values.each(job.scaled ? job.scaled_stride : columns, load, [&](std::int64_t n, float (&v)[kEight]) {
+    for_turns<kHeld>(job.scaled ? job.scaled_stride : columns, [&](int turn, std::int64_t n) {
+      float v[kEight];
+      gradient(turn, n, v);
+      if (!by_row) store_gradient(n, v);
       if (!job.scaled) return;
+      multiply_by_scale(n, v);
       const std::int64_t row = m * job.scaled_stride;
       if (job.scaled_dtype == SQ_I8) {
         store_permuted(static_cast<std::int8_t*>(job.scaled) + row + n, codes(v, row_scale, factor), n % 16 != 0);
@@ -357,7 +404,7 @@ __global__ void copy_matrix_kernel(Rows from, Rows target) {
 
 cudaError_t quantize_tokens(const Rows& x, const Producer& producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
-  with_held(padded, [&](auto held) {
+  with_held(holdable(x), padded, [&](auto held) {
     quantize_tokens_kernel<decltype(held)::value><<<grid_for(x.rows, 1), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
   });
   return cudaGetLastError();
@@ -365,7 +412,7 @@ cudaError_t quantize_tokens(const Rows& x, const Producer& producer, std::int8_t
 
 cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
   if (job.dy.rows == 0) return cudaSuccess;
-  with_held(job.scaled ? job.scaled_stride : job.dy.columns,
+  with_held(holdable(job.dy) && (job.activation == SQ_ACT_NONE || holdable(job.preactivation)), job.scaled ? job.scaled_stride : job.dy.columns,
             [&](auto held) { gradient_rows_kernel<decltype(held)::value><<<grid_for(job.dy.rows, 1), kThreads, 0, stream>>>(job); });
   return cudaGetLastError();
 }
