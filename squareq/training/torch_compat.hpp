@@ -6,7 +6,19 @@
 
 #include <cmath>
 
+#define SQUAREQ_TORCH_AT_LEAST(major, minor) (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+
 namespace squareq::training {
+
+/// RMSNorm of x over its last dimension d, times `weight` [d] of x's dtype: FP32 inside (FP64 for FP64), rounded once. One kernel each way on a GPU
+/// with libtorch 2.9 or newer; a row's sum has a fixed order there and x's gradient needs no atomics, so both repeat themselves.
+inline torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
+#if SQUAREQ_TORCH_AT_LEAST(2, 9)
+  if (x.is_cuda()) return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
+#endif
+  const torch::Tensor f = x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32);
+  return (f * torch::rsqrt(f.square().mean(-1, true) + epsilon)).mul(weight).to(x.scalar_type());
+}
 
 /// softmax(q k^T / sqrt(d)) v for q, k, v [B, H, L, d]; no mask. Returns [B, H, L, d].
 inline torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {

@@ -24,12 +24,6 @@ Tensor layer_norm(const Tensor& x) { return torch::layer_norm(x, {x.size(-1)}, {
 /// (1 + scale) * LN(x) + shift; shift and scale [B, 1, D].
 Tensor modulated(const Tensor& x, const Tensor& shift, const Tensor& scale) { return torch::addcmul(shift, layer_norm(x), scale + 1); }
 
-/// RMSNorm over the last dimension, FP32 inside.
-Tensor rms_norm(const Tensor& x, const Tensor& weight) {
-  const Tensor f = x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32);
-  return (f * torch::rsqrt(f.square().mean(-1, true) + kNormEpsilon)).mul(weight).to(x.scalar_type());
-}
-
 /// Rotates channel pairs (2m, 2m + 1) of x [B, S, H, d] by the table's angles, in FP32.
 Tensor rotated(const Tensor& x, const Tensor& rope) {
   const Tensor pairs = torch::view_as_complex(x.to(torch::kFloat32).unflatten(-1, {-1, 2}));
@@ -161,8 +155,8 @@ std::vector<Tensor> Flux1::block(std::int64_t index, const std::vector<Tensor>& 
 
 void Flux1::heads(const Attention& a, const Tensor& x, AdapterTensors adapters, Tensor& q, Tensor& k, Tensor& v) const {
   const auto split = [&](std::size_t layer) { return linear(layer, x, adapters).unflatten(-1, {-1, config_.attention_head_dim}); };
-  q = rms_norm(split(a.q), a.norm_q);
-  k = rms_norm(split(a.k), a.norm_k);
+  q = rms_norm(split(a.q), a.norm_q, kNormEpsilon);
+  k = rms_norm(split(a.k), a.norm_k, kNormEpsilon);
   v = split(a.v);
 }
 
