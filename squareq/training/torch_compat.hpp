@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include <cmath>
+#include <vector>
 
 #define SQUAREQ_TORCH_AT_LEAST(major, minor) (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
 
@@ -27,6 +28,18 @@ inline torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, c
 #else
   const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(-1)));
   return torch::matmul(torch::softmax(torch::matmul(q * scale, k.transpose(-1, -2)), -1), v);
+#endif
+}
+
+/// The L2 norm of every tensor, squares taken and summed in FP64: [n] F64 on their device, in one kernel for many tensors on a GPU with libtorch 2.4 or
+/// newer. Sums have a fixed order. On a CPU the bits are those of one linalg_vector_norm each. All tensors on one device; at least one.
+inline torch::Tensor norms_of(const std::vector<torch::Tensor>& tensors) {
+#if SQUAREQ_TORCH_AT_LEAST(2, 4)
+  return torch::stack(at::_foreach_norm(tensors, 2, torch::kFloat64));
+#else
+  std::vector<torch::Tensor> norms;
+  for (const torch::Tensor& t : tensors) norms.push_back(at::linalg_vector_norm(t, 2, c10::nullopt, false, torch::kFloat64));
+  return torch::stack(norms);
 #endif
 }
 

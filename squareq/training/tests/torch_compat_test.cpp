@@ -1,9 +1,12 @@
 // What the trainer takes from libtorch in one kernel on a GPU, against float64 (SQ-MOD-019's arithmetic, SQ-NUM-003, SQ-NUM-004).
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include "squareq/training/torch_compat.hpp"
+#include "squareq/training/trainer/adamw.hpp"
 
 namespace squareq::training {
 namespace {
@@ -54,6 +57,35 @@ TEST_P(TorchCompat, RmsNormIsFloat32InsideAndRoundsOnce) {
     const Tensor terms = direct.abs() + X.abs() * r.pow(3) * (X * G).abs().mean(-1, true);
     EXPECT_LE(share_of_bound(dx[0], direct - mean, unit * (direct - mean).abs() + 2 * sums * terms), 1.0);
   }
+}
+
+TEST_P(TorchCompat, GradientNormIsSummedInFloat64AndCountsWhatIsNoNumber) {
+  torch::manual_seed(4);
+  std::vector<Tensor> parameters;
+  double sum = 0;
+  for (int i = 0; i < 300; ++i) {
+    parameters.push_back(torch::zeros({1 + i % 7, 16 + 4099 * (i % 50 == 0)}, device()).requires_grad_());
+    if (i == 200) continue;  // one without a gradient
+    const Tensor gradient = (i == 17 ? 1e30 : 1.0) * torch::randn(parameters.back().sizes());  // its squares overflow FP32
+    parameters.back().mutable_grad() = gradient.to(device());
+    if (i != 17) sum += gradient.to(torch::kFloat64).square().sum().item<double>();
+  }
+  const Tensor large = parameters[17].grad();
+  const double share = large.to(torch::kCPU, torch::kFloat64).square().sum().item<double>();
+  const GradientCheck all = check_gradients(parameters), again = check_gradients(parameters);
+  EXPECT_TRUE(all.finite());
+  EXPECT_EQ(all.norm, again.norm);
+  EXPECT_NEAR(all.norm / std::sqrt(sum + share), 1, 1e-12);
+  large.zero_();
+  EXPECT_NEAR(check_gradients(parameters).norm / std::sqrt(sum), 1, 1e-12);
+
+  parameters[3].mutable_grad()[0][1] = NAN;
+  parameters[250].mutable_grad()[1][2] = INFINITY;
+  parameters[250].mutable_grad()[0][0] = -INFINITY;
+  const GradientCheck broken = check_gradients(parameters);
+  EXPECT_FALSE(broken.finite());
+  EXPECT_EQ(broken.nan, 1);
+  EXPECT_EQ(broken.infinite, 2);
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, TorchCompat, ::testing::Values("cpu", "cuda"), [](const auto& device) { return std::string(device.param); });
