@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "squareq/training/models/modulation.hpp"
 #include "squareq/training/torch_compat.hpp"
 #include "squareq/training/trainer/adamw.hpp"
 
@@ -56,6 +57,40 @@ TEST_P(TorchCompat, RmsNormIsFloat32InsideAndRoundsOnce) {
     const Tensor direct = r * G, mean = X * r.pow(3) * (X * G).mean(-1, true);
     const Tensor terms = direct.abs() + X.abs() * r.pow(3) * (X * G).abs().mean(-1, true);
     EXPECT_LE(share_of_bound(dx[0], direct - mean, unit * (direct - mean).abs() + 2 * sums * terms), 1.0);
+  }
+}
+
+TEST_P(TorchCompat, ModulationStaysWithinItsRoundings) {
+  torch::manual_seed(5);
+  constexpr std::int64_t d = 192;
+  for (const std::int64_t batch : {1, 2}) {
+    for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
+      const double unit = unit_of(dtype), sums = (d + 16) * kUnit32;
+      const Tensor x = (2 + 3 * torch::randn({batch, 41, d})).to(dtype), dy = torch::randn_like(x);
+      const std::vector<Tensor> m = (0.5 * torch::randn({batch, 1, 3 * d})).to(dtype).chunk(3, -1);  // as the model has them: views
+      Tensor y[2], dx[2];
+      for (int run = 0; run < 2; ++run) {
+        const Tensor leaf = x.to(device()).clone().requires_grad_();
+        y[run] = modulated(leaf, m[1].to(device()), m[2].to(device()), kEpsilon);
+        y[run].backward(dy.to(device()));
+        dx[run] = leaf.grad();
+      }
+      EXPECT_EQ(y[0].scalar_type(), dtype);
+      EXPECT_TRUE(torch::equal(y[0], y[1]));
+      EXPECT_TRUE(torch::equal(dx[0], dx[1]));
+
+      // y = n w + shift with n = (x - mean) r and w = 1 + scale; dx = r (g - mean(g) - n mean(n g)) with g = w dy.
+      const Tensor X = x.to(torch::kFloat64), w = m[2].to(torch::kFloat64) + 1, g = w * dy.to(torch::kFloat64);
+      const Tensor mean = X.mean(-1, true), r = ((X - mean).square().mean(-1, true) + kEpsilon).rsqrt(), n = (X - mean) * r;
+      const Tensor shifted = (X.abs() + X.abs().mean(-1, true)) * r;  // what the subtraction of the mean rounds
+      const Tensor want = n * w + m[1].to(torch::kFloat64);
+      // Roundings: of w, of n where it is kept, of y; sums and the mean in FP32, but libtorch 1.13's CPU kernel rounds mean, r and mean * r to 16 bits with x.
+      const double inside = device().is_cpu() && dtype == torch::kBFloat16 ? 3 * unit : sums;
+      EXPECT_LE(share_of_bound(y[0].detach(), want, unit * (want.abs() + 3.1 * (n * w).abs()) + inside * (shifted * w.abs() + want.abs())), 1.0);
+      const Tensor terms = r * (g.abs() + g.abs().mean(-1, true) + n.abs() * (n * g).abs().mean(-1, true));
+      const Tensor exact = r * (g - g.mean(-1, true) - n * (n * g).mean(-1, true));
+      EXPECT_LE(share_of_bound(dx[0], exact, unit * (exact.abs() + 2.1 * terms) + 4 * inside * terms * (1 + shifted.amax(-1, true))), 1.0);
+    }
   }
 }
 
