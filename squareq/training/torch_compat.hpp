@@ -7,12 +7,13 @@
 #include <cmath>
 #include <vector>
 
-#define SQUAREQ_TORCH_AT_LEAST(major, minor) (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+#define SQUAREQ_TORCH_AT_LEAST(major, minor) \
+  (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
 
 namespace squareq::training {
 
-/// RMSNorm of x over its last dimension d, times `weight` [d] of x's dtype: FP32 inside (FP64 for FP64), rounded once. One kernel each way on a GPU
-/// with libtorch 2.9 or newer; a row's sum has a fixed order there and x's gradient needs no atomics, so both repeat themselves.
+/// RMSNorm of x over its last dimension d, times `weight` [d] of x's dtype: FP32 inside (FP64 for FP64), rounded once. One kernel each way
+/// on a GPU with libtorch 2.9 or newer; a row's sum has a fixed order there and x's gradient needs no atomics, so both repeat themselves.
 inline torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double epsilon) {
 #if SQUAREQ_TORCH_AT_LEAST(2, 9)
   if (x.is_cuda()) return at::rms_norm(x, {x.size(-1)}, weight, epsilon);
@@ -31,8 +32,9 @@ inline torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, c
 #endif
 }
 
-/// The L2 norm of every tensor, squares taken and summed in FP64: [n] F64 on their device, in one kernel for many tensors on a GPU with libtorch 2.4 or
-/// newer. Sums have a fixed order. On a CPU the bits are those of one linalg_vector_norm each. All tensors on one device; at least one.
+/// The L2 norm of every tensor, squares taken and summed in FP64: [n] F64 on their device, in one kernel for many tensors on a GPU with
+/// libtorch 2.4 or newer. Sums have a fixed order. On a CPU the bits are those of one linalg_vector_norm each. All tensors on one device;
+/// at least one.
 inline torch::Tensor norms_of(const std::vector<torch::Tensor>& tensors) {
 #if SQUAREQ_TORCH_AT_LEAST(2, 4)
   return torch::stack(at::_foreach_norm(tensors, 2, torch::kFloat64));

@@ -84,9 +84,11 @@ TEST_P(TorchCompat, ModulationStaysWithinItsRoundings) {
       const Tensor mean = X.mean(-1, true), r = ((X - mean).square().mean(-1, true) + kEpsilon).rsqrt(), n = (X - mean) * r;
       const Tensor shifted = (X.abs() + X.abs().mean(-1, true)) * r;  // what the subtraction of the mean rounds
       const Tensor want = n * w + m[1].to(torch::kFloat64);
-      // Roundings: of w, of n where it is kept, of y; sums and the mean in FP32, but libtorch 1.13's CPU kernel rounds mean, r and mean * r to 16 bits with x.
+      // Roundings: of w, of n where it is kept, of y; sums and the mean in FP32, but libtorch 1.13's CPU kernel rounds mean, r and mean * r
+      // to 16 bits with x.
       const double inside = device().is_cpu() && dtype == torch::kBFloat16 ? 3 * unit : sums;
-      EXPECT_LE(share_of_bound(y[0].detach(), want, unit * (want.abs() + 3.1 * (n * w).abs()) + inside * (shifted * w.abs() + want.abs())), 1.0);
+      EXPECT_LE(share_of_bound(y[0].detach(), want, unit * (want.abs() + 3.1 * (n * w).abs()) + inside * (shifted * w.abs() + want.abs())),
+                1.0);
       const Tensor terms = r * (g.abs() + g.abs().mean(-1, true) + n.abs() * (n * g).abs().mean(-1, true));
       const Tensor exact = r * (g - g.mean(-1, true) - n * (n * g).mean(-1, true));
       EXPECT_LE(share_of_bound(dx[0], exact, unit * (exact.abs() + 2.1 * terms) + 4 * inside * terms * (1 + shifted.amax(-1, true))), 1.0);
@@ -101,6 +103,7 @@ TEST_P(TorchCompat, GradientNormIsSummedInFloat64AndCountsWhatIsNoNumber) {
   for (int i = 0; i < 300; ++i) {
     parameters.push_back(torch::zeros({1 + i % 7, 16 + 4099 * (i % 50 == 0)}, device()).requires_grad_());
     if (i == 200) continue;  // one without a gradient
+
     const Tensor gradient = (i == 17 ? 1e30 : 1.0) * torch::randn(parameters.back().sizes());  // its squares overflow FP32
     parameters.back().mutable_grad() = gradient.to(device());
     if (i != 17) sum += gradient.to(torch::kFloat64).square().sum().item<double>();
@@ -123,7 +126,8 @@ TEST_P(TorchCompat, GradientNormIsSummedInFloat64AndCountsWhatIsNoNumber) {
   EXPECT_EQ(broken.infinite, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, TorchCompat, ::testing::Values("cpu", "cuda"), [](const auto& device) { return std::string(device.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, TorchCompat, ::testing::Values("cpu", "cuda"),
+                         [](const auto& device) { return std::string(device.param); });
 
 }  // namespace
 }  // namespace squareq::training
