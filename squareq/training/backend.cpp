@@ -61,10 +61,10 @@ torch::Dtype default_dtype(const std::string& backend) {
   return description(Implementation::load(find_backend(name))).value("device", "cpu") == "cuda" ? torch::kBFloat16 : torch::kFloat32;
 }
 
-Context open_backend(const std::string& name, unsigned threads) {
+Context open_backend(const std::string& name, unsigned threads, bool deterministic) {
   Implementation implementation = load(name == "auto" ? choose_backend().name : name);
   const sq_device device{description(implementation).value("device", "cpu") == "cuda" ? SQ_CUDA : SQ_CPU, 0};
-  prepare_device(device);
+  prepare_device(device, deterministic);
   return create(std::move(implementation), device, threads);
 }
 

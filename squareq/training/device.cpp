@@ -60,7 +60,7 @@ void release(void*, void* pointer, std::int32_t kind, std::uint64_t, sq_stream_h
 
 bool torch_has_cuda() { return true; }
 
-void prepare_device(sq_device device) {
+void prepare_device(sq_device device, bool deterministic) {
   if (device.kind != SQ_CUDA) return;
   // cuBLAS repeats itself only with a workspace of its own; libtorch reads this when it makes its first handle.
   ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
@@ -70,10 +70,10 @@ void prepare_device(sq_device device) {
     throw Error(Code::CFG_BACKEND, std::string("libtorch cannot use the GPU: ") + e.what_without_backtrace());
   }
   at::Context& context = at::globalContext();
-  context.setDeterministicAlgorithms(true, false);
+  context.setDeterministicAlgorithms(deterministic, false);
   context.setDeterministicFillUninitializedMemory(false);  // every output is written in full; filling it before costs a pass over it
-  context.setSDPUseMemEfficient(false);  // its backward adds with atomics
-  context.setSDPUseCuDNN(false);
+  context.setSDPUseMemEfficient(!deterministic);  // its backward adds with atomics
+  context.setSDPUseCuDNN(false);                  // in neither mode: with it torch 2.11 died of an illegal access in the first backward at 1024 x 1024
   context.setAllowTF32CuBLAS(false);
 }
 
@@ -98,7 +98,7 @@ std::optional<DeviceMemory> device_memory(bool on_gpu) {
 
 bool torch_has_cuda() { return false; }
 
-void prepare_device(sq_device device) {
+void prepare_device(sq_device device, bool) {
   if (device.kind == SQ_CUDA)
     throw Error(Code::CFG_BACKEND, "this program was built with a libtorch without CUDA, so it cannot compute beside backend 'cuda': build the preset 'cuda'");
 }

@@ -12,9 +12,10 @@ namespace squareq::training {
 /// Whether this program was built with a libtorch that has CUDA.
 bool torch_has_cuda();
 
-/// Makes libtorch ready for `device` and deterministic on it: attention through kernels with a deterministic backward, fp32 products in fp32.
-/// Throws CFG_BACKEND where this libtorch has no CUDA, or cannot use the GPU. Nothing on the CPU.
-void prepare_device(sq_device device);
+/// Makes libtorch ready for `device`: fp32 products in fp32 and, where `deterministic`, only kernels that repeat themselves, attention's backward above
+/// all; else libtorch may take flash attention's backward that adds in any order, or the memory-efficient one. A setting of the whole process: the
+/// last call counts. Throws CFG_BACKEND where this libtorch has no CUDA, or cannot use the GPU. Nothing on the CPU, where everything repeats itself.
+void prepare_device(sq_device device, bool deterministic = true);
 
 /// Memory for a backend's contexts on `device`, so that slots, residents, workspace and libtorch's own tensors come from one pool: SQ_MEM_DEVICE
 /// and SQ_MEM_SCRATCH from libtorch's caching allocator (in the order of the stream they are asked for), SQ_MEM_HOST_PINNED page-locked to the

@@ -98,6 +98,7 @@ struct OpenOptions {
   std::int64_t resident_blocks = 0;             ///< slots in all, copies in flight included; 0 = all blocks stay resident
   torch::Dtype dtype = torch::kFloat32;         ///< of activations: F32 or BF16 (F16 too; F64 with float checkpoints only)
   std::int32_t compute = SQ_COMPUTE_DEFAULT;    ///< sq_compute of every quantized linear; SQ_COMPUTE_W8A8 for slabs only (CFG_VALUE)
+  bool deterministic = true;                    ///< false: attention's backward on a GPU may add in any order (SQ-TRN-049)
   bool checkpointing = true;                    ///< recompute blocks in backward instead of keeping their activations
   unsigned threads = 0;                         ///< backend threads; 0 = all cores
   bool verify = true;                           ///< compare companion checksums when a block's bytes are first read

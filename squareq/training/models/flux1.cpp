@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "squareq/error.hpp"
+#include "squareq/training/models/modulation.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
 
@@ -18,17 +19,6 @@ constexpr std::int64_t kSinusoidWidth = 256;
 constexpr double kNormEpsilon = 1e-6;
 constexpr double kRopeTheta = 10000;
 constexpr double kTimePeriod = 10000;
-
-Tensor layer_norm(const Tensor& x) { return torch::layer_norm(x, {x.size(-1)}, {}, {}, kNormEpsilon); }
-
-/// (1 + scale) * LN(x) + shift; shift and scale [B, 1, D].
-Tensor modulated(const Tensor& x, const Tensor& shift, const Tensor& scale) { return torch::addcmul(shift, layer_norm(x), scale + 1); }
-
-/// RMSNorm over the last dimension, FP32 inside.
-Tensor rms_norm(const Tensor& x, const Tensor& weight) {
-  const Tensor f = x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32);
-  return (f * torch::rsqrt(f.square().mean(-1, true) + kNormEpsilon)).mul(weight).to(x.scalar_type());
-}
 
 /// Rotates channel pairs (2m, 2m + 1) of x [B, S, H, d] by the table's angles, in FP32.
 Tensor rotated(const Tensor& x, const Tensor& rope) {
@@ -161,15 +151,15 @@ std::vector<Tensor> Flux1::block(std::int64_t index, const std::vector<Tensor>& 
 
 void Flux1::heads(const Attention& a, const Tensor& x, AdapterTensors adapters, Tensor& q, Tensor& k, Tensor& v) const {
   const auto split = [&](std::size_t layer) { return linear(layer, x, adapters).unflatten(-1, {-1, config_.attention_head_dim}); };
-  q = rms_norm(split(a.q), a.norm_q);
-  k = rms_norm(split(a.k), a.norm_k);
+  q = rms_norm(split(a.q), a.norm_q, kNormEpsilon);
+  k = rms_norm(split(a.k), a.norm_k, kNormEpsilon);
   v = split(a.v);
 }
 
 Tensor Flux1::stream_tail(const Stream& s, const Tensor& x, const Tensor& attended, const std::vector<Tensor>& m,
                           AdapterTensors adapters) const {
   const Tensor y = torch::addcmul(x, m[2], linear(s.out, attended, adapters));
-  const Tensor hidden = linear(s.mlp_in, modulated(y, m[3], m[4]), adapters, SQ_ACT_GELU_TANH);
+  const Tensor hidden = linear(s.mlp_in, modulated(y, m[3], m[4], kNormEpsilon), adapters, SQ_ACT_GELU_TANH);
   return torch::addcmul(y, m[5], linear(s.mlp_out, hidden, adapters));
 }
 
@@ -179,8 +169,8 @@ std::vector<Tensor> Flux1::double_block(const DoubleBlock& b, const std::vector<
   const std::vector<Tensor> mi = chunks(linear(b.image.modulation, silu_vec, adapters), 6);  // shift, scale, gate; shift, scale, gate
   const std::vector<Tensor> mt = chunks(linear(b.text.modulation, silu_vec, adapters), 6);
   Tensor qi, ki, vi, qt, kt, vt;
-  heads(b.image.attention, modulated(image, mi[0], mi[1]), adapters, qi, ki, vi);
-  heads(b.text.attention, modulated(text, mt[0], mt[1]), adapters, qt, kt, vt);
+  heads(b.image.attention, modulated(image, mi[0], mi[1], kNormEpsilon), adapters, qi, ki, vi);
+  heads(b.text.attention, modulated(text, mt[0], mt[1], kNormEpsilon), adapters, qt, kt, vt);
   const Tensor attended = attend(torch::cat({qt, qi}, 1), torch::cat({kt, ki}, 1), torch::cat({vt, vi}, 1), rope);
   const std::int64_t split = text.size(1);
   return {stream_tail(b.image, image, attended.slice(1, split), mi, adapters),
@@ -191,7 +181,7 @@ std::vector<Tensor> Flux1::single_block(const SingleBlock& b, const std::vector<
   const Tensor &x = in[0], &silu_vec = in[1], &rope = in[2];
   const AdapterTensors adapters = rest(in, 3);
   const std::vector<Tensor> m = chunks(linear(b.modulation, silu_vec, adapters), 3);  // shift, scale, gate
-  const Tensor normed = modulated(x, m[0], m[1]);
+  const Tensor normed = modulated(x, m[0], m[1], kNormEpsilon);
   Tensor q, k, v;
   heads(b.attention, normed, adapters, q, k, v);
   const Tensor joined = torch::cat({attend(q, k, v, rope), linear(b.mlp, normed, adapters, SQ_ACT_GELU_TANH)}, -1);
@@ -200,7 +190,7 @@ std::vector<Tensor> Flux1::single_block(const SingleBlock& b, const std::vector<
 
 Tensor Flux1::finish(const Tensor& x, const Tensor& silu_vec, AdapterTensors adapters) const {
   const std::vector<Tensor> m = chunks(linear(norm_out_, silu_vec, adapters), 2);  // scale first here
-  return linear(proj_out_, modulated(x, m[1], m[0]), adapters);
+  return linear(proj_out_, modulated(x, m[1], m[0], kNormEpsilon), adapters);
 }
 
 }  // namespace squareq::training

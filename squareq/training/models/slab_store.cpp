@@ -99,7 +99,7 @@ class SlabStore final : public WeightStore {
         layout_(std::move(layout)),
         arrangement_(std::move(arrangement)),
         dtype_(options.dtype),
-        backend_(open_backend(options.backend, options.threads)),
+        backend_(open_backend(options.backend, options.threads, options.deterministic)),
         device_(backend_device(backend_) == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU)),
         table_(arrangement_.blocks),
         reader_(slab_, arrangement_.slab_layers, options.verify, options.progress) {

@@ -1,5 +1,6 @@
 // Which backend `auto` means, and what a backend on a GPU gets from libtorch.
 #include <gtest/gtest.h>
+#include <torch/torch.h>
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -41,6 +42,15 @@ TEST(Backend, ALibtorchWithoutCudaRefusesTheGpuByName) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Code::CFG_BACKEND);
     EXPECT_NE(std::string(e.what()).find("preset 'cuda'"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Backend, TheGpuIsDeterministicUnlessAskedOtherwise) {  // SQ-TRN-049
+  if (!torch_has_cuda() || !torch::cuda::is_available()) GTEST_SKIP() << "not run: libtorch sees no GPU here";
+  for (const bool deterministic : {false, true}) {
+    prepare_device({SQ_CUDA, 0}, deterministic);
+    EXPECT_EQ(at::globalContext().deterministicAlgorithms(), deterministic);
+    EXPECT_FALSE(at::globalContext().allowTF32CuBLAS());
   }
 }
 

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "squareq/training/torch_compat.hpp"
+
 namespace squareq::training {
 
 namespace {
@@ -66,14 +68,11 @@ double learning_rate(const std::string& schedule, double lr, std::int64_t step, 
 GradientCheck check_gradients(const std::vector<torch::Tensor>& parameters) {
   const torch::NoGradGuard no_grad;
   GradientCheck check;
-  std::vector<torch::Tensor> gradients, norms;
-  for (const torch::Tensor& p : parameters) {
-    if (!p.grad().defined()) continue;
-    gradients.push_back(p.grad());
-    norms.push_back(at::linalg_vector_norm(p.grad(), 2, c10::nullopt, false, torch::kFloat64));
-  }
-  if (norms.empty()) return check;
-  const torch::Tensor on_host = torch::stack(norms).to(torch::kCPU);  // the device is waited for once
+  std::vector<torch::Tensor> gradients;
+  for (const torch::Tensor& p : parameters)
+    if (p.grad().defined()) gradients.push_back(p.grad());
+  if (gradients.empty()) return check;
+  const torch::Tensor on_host = norms_of(gradients).to(torch::kCPU);  // the device is waited for once
   double sum = 0;
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const double norm = on_host.data_ptr<double>()[i];

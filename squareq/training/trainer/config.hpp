@@ -53,6 +53,7 @@ struct RunConfig {
     bool checkpointing = true;
     std::string dtype = "auto";  ///< auto: bf16 on GPUs, f32 on CPUs
     std::string compute = "w8a16";  ///< w8a16: exact weights; w8a8: int8 activations too (SQ-TRN-048)
+    bool deterministic = true;      ///< false: attention's backward on a GPU may add in any order (SQ-TRN-049)
     TimestepOptions timesteps;   ///< keys timesteps, timestep_mean, timestep_std, timestep_shift
     double guidance = 1.0;       ///< input of models with guidance embedding
     std::uint64_t seed = 0;

@@ -208,7 +208,9 @@ RunIdentity TrainingLoop::identity() const {
                  {"accumulation", std::to_string(config_.train.accumulation)},
                  {"rows", std::to_string(data_.size())},
                  {"dtype", dtype_text(model_.dtype())}};
-  if (config_.train.compute != "w8a16") id.settings["compute"] = config_.train.compute;  // older checkpoints name none
+  // Only what differs from the default: older checkpoints name neither.
+  if (config_.train.compute != "w8a16") id.settings["compute"] = config_.train.compute;
+  if (!config_.train.deterministic) id.settings["deterministic"] = "false";
   for (const auto& [name, a] : adapters_.all()) id.layers.push_back({name, a.rank(), a.a_t.size(1), a.b_t.size(0), a.alpha});
   return id;
 }

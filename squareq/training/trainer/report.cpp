@@ -41,6 +41,7 @@ std::string report_json(const TrainReport& r) {
   root["model"] = r.model;
   root["backend"] = r.backend;
   root["slab_id"] = r.slab_id.empty() ? json(nullptr) : json(r.slab_id);
+  root["deterministic"] = r.deterministic;
   root["steps"] = r.steps;
   root["resumed_at"] = r.first_step;
   root["skipped_steps"] = r.skipped;

@@ -111,6 +111,7 @@ class Run {
     report_.layers = static_cast<std::int64_t>(loop_.adapters().size());
     for (const torch::Tensor& p : loop_.adapters().parameters()) report_.parameters += p.numel();
     report_.budget_bytes = config_.memory.budget;
+    report_.deterministic = config_.train.deterministic;
     note(fmt::format("training {} adapter parameters in {} layers of {} on backend {}, {} rows, {} steps of {} x {}", report_.parameters,
                      report_.layers, report_.model, report_.backend, loop_.data().size(), config_.train.steps, config_.train.accumulation,
                      config_.train.batch));
@@ -210,6 +211,7 @@ OpenOptions open_options(const RunConfig& config, const std::string& backend) {
   open.resident_blocks = config.memory.resident_blocks;
   open.threads = config.memory.threads;
   open.compute = config.train.compute == "w8a8" ? SQ_COMPUTE_W8A8 : SQ_COMPUTE_DEFAULT;
+  open.deterministic = config.train.deterministic;
   open.checkpointing = config.train.checkpointing;
   open.dtype = config.train.dtype == "auto" ? default_dtype(backend) : parse_dtype(config.train.dtype);
   return open;

@@ -39,6 +39,7 @@ struct TrainReport {
   std::string backend, slab_id, model;
   std::int64_t steps = 0, first_step = 0, skipped = 0;
   std::int64_t layers = 0, parameters = 0;
+  bool deterministic = true;  ///< train.deterministic
   std::vector<double> losses;  ///< per step, NaN for a skipped one
   std::vector<ValidationPoint> validation;
   std::uint64_t budget_bytes = 0, peak_weight_bytes = 0;

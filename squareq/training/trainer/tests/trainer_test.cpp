@@ -159,6 +159,33 @@ TEST(Trainer, Int8ActivationsWhereAskedFor) {  // SQ-TRN-048
   EXPECT_EQ(failure([&] { train(resident, on_cpu()); }, {"w8a8", "float checkpoint"}), Code::CFG_VALUE);
 }
 
+TEST(Trainer, DeterministicOrNotIsAskedForAndSaid) {  // SQ-TRN-049
+  const TemporaryFolder folder;
+  RunConfig twice[] = {emoji_config(folder / "one"), emoji_config(folder / "two")}, free = emoji_config(folder / "free");
+  for (RunConfig* config : {&twice[0], &twice[1], &free}) config->train.steps = 2;
+  free.train.deterministic = false;
+  const TrainReport a = train(twice[0], on_cpu()), b = train(twice[1], on_cpu()), c = train(free, on_cpu());
+  EXPECT_EQ(a.losses, b.losses);
+  EXPECT_EQ(a.losses, c.losses);  // on a CPU there is no other order
+  const auto x = result_of(twice[0]), y = result_of(twice[1]);
+  for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(x[i].up, y[i].up) << x[i].layer;
+  EXPECT_TRUE(open_options(twice[0], "cpu").deterministic);
+  EXPECT_FALSE(open_options(free, "cpu").deterministic);
+  const auto said = [](const RunConfig& config) {
+    std::ifstream report(config.output.dir / "report.json");
+    return nlohmann::json::parse(report).at("deterministic").get<bool>();
+  };
+  EXPECT_TRUE(said(twice[0]));
+  EXPECT_FALSE(said(free));
+
+  TrainOptions resume = on_cpu();
+  resume.resume = true;
+  twice[0].train.steps = free.train.steps = 3;
+  std::swap(twice[0].train.deterministic, free.train.deterministic);
+  EXPECT_EQ(failure([&] { train(twice[0], resume); }, {"deterministic is false, the checkpoint", "absent"}), Code::CK_MISMATCH);
+  EXPECT_EQ(failure([&] { train(free, resume); }, {"deterministic is absent", "false"}), Code::CK_MISMATCH);
+}
+
 TEST(Trainer, StopsOnNumbersThatAreNone) {  // SQ-TRN-051
   const TemporaryFolder folder;
   RunConfig config = emoji_config(folder / "run");
