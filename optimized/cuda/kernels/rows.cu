@@ -1,4 +1,5 @@
 // One block per row: activations to int8, gradients to what the weight's product reads, adapters to the activations' dtype.
+#include <algorithm>
 #include <type_traits>
 
 #include "optimized/cuda/kernels/finish.cuh"
@@ -91,23 +92,22 @@ __device__ float token_scale(float largest) { return isnan(largest) ? largest : 
 /// Eight neighbouring elements per thread and turn.
 constexpr int kEight = 8, kTurn = kEight * kThreads;
 
-/// clamp(round_half_even(x / scale)) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale. The product with it is off
-/// the quotient by less than 2^-15, so only near a tie is the division needed.
+/// round_half_even(x / scale) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale. The product with it is off the
+/// quotient by less than 2^-15, so only near a tie is the division needed. Nothing is beyond 127: the scale is that of the row's largest element.
 __device__ uint2 codes(const float (&v)[kEight], float scale, float inverse) {
   constexpr float kWhole = 12582912.0f;  // 1.5 2^23: what is added to it is rounded to whole numbers, whose lowest byte is the code
-  const auto clamped = [](float x) { return fminf(fmaxf(x, -127.0f), 127.0f); };
   if (isnan(scale)) return make_uint2(0, 0);
   unsigned bits[kEight];
   float furthest = 0;
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    const float quotient = clamped(__fmul_rn(v[i], inverse)), whole = __fadd_rn(quotient, kWhole);
+    const float quotient = __fmul_rn(v[i], inverse), whole = __fadd_rn(quotient, kWhole);
     furthest = fmaxf(furthest, fabsf(__fsub_rn(quotient, __fsub_rn(whole, kWhole))));
     bits[i] = __float_as_uint(whole);
   }
   if (furthest > 0.4999f) {
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) bits[i] = __float_as_uint(__fadd_rn(clamped(__fdiv_rn(v[i], scale)), kWhole));
+    for (int i = 0; i < kEight; ++i) bits[i] = __float_as_uint(__fadd_rn(__fdiv_rn(v[i], scale), kWhole));
   }
   const auto pack = [](unsigned a, unsigned b, unsigned c, unsigned d) { return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410); };
   return make_uint2(pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7]));
@@ -118,7 +118,7 @@ __device__ uint2 codes(const float (&v)[kEight], float scale, float inverse) {
 template <int kHeld>
 class RowValues {
  public:
-  __device__ RowValues(const Rows& from, std::int64_t row) : from_(from), row_(row) {
+  __device__ RowValues(const Rows& from, std::int64_t row) : from_(&from), row_(row) {
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
       const std::int64_t k = kEight * threadIdx.x + h * kTurn;
@@ -127,12 +127,12 @@ class RowValues {
   }
   /// Eight elements from k = kEight threadIdx.x + turn kTurn on, zeros behind the row's end. With kHeld > 0 the turn must be known at compile time.
   __device__ void get(int turn, std::int64_t k, float (&v)[kEight]) const {
-    if constexpr (kHeld > 0) widen_eight(held_[turn], from_.dtype, v);
-    else load_eight(from_, row_, k, v);
+    if constexpr (kHeld > 0) widen_eight(held_[turn], from_->dtype, v);
+    else load_eight(*from_, row_, k, v);
   }
 
  private:
-  const Rows& from_;
+  const Rows* from_;
   std::int64_t row_;
   uint4 held_[kHeld > 0 ? kHeld : 1];
 };
@@ -154,17 +154,27 @@ bool holdable(const Rows& rows) {
   return rows.dtype != SQ_F32 && rows.columns % kEight == 0 && (reinterpret_cast<std::uintptr_t>(rows.data) | static_cast<std::uintptr_t>(rows.row_stride * 2)) % 16 == 0;
 }
 
-/// Calls launch with a kHeld (as a type) for rows of `columns` elements: what that is changes no bit.
+/// Calls launch with a kHeld (as a type) for rows of `columns` elements: what that is changes no bit. `long_ones`: whether rows beyond two turns are worth
+/// the registers.
 template <class Launch>
-void with_held(bool holds, std::int64_t columns, const Launch& launch) {
+void with_held(bool holds, bool long_ones, std::int64_t columns, const Launch& launch) {
   if (holds && columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
-  else if (holds && columns <= 8 * kTurn) launch(std::integral_constant<int, 8>());
+  else if (holds && long_ones && columns <= 8 * kTurn) launch(std::integral_constant<int, 8>());
   else launch(std::integral_constant<int, 0>());
 }
 
 /// Blocks of a multiprocessor: as many as leave registers for what is held.
-template <int kHeld, int kRows>
-constexpr int kRowBlocks = kHeld * kRows > 8 ? 2 : kHeld * kRows > 4 ? 3 : 4;
+template <int kHeld>
+constexpr int kTokenBlocks = kHeld > 0 ? 3 : 4;
+template <int kHeld>
+constexpr int kGradientBlocks = kHeld > 2 ? 2 : 4;
+
+/// As many blocks as the device holds at a time, so that each can ask for its next row while it works.
+unsigned resident_blocks(std::int64_t rows, int per_multiprocessor) {
+  int device = 0, multiprocessors = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) multiprocessors = 1;
+  return static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{multiprocessors} * per_multiprocessor));
+}
 
 /// What a producer does to row `row`.
 struct Produced {
@@ -218,10 +228,15 @@ struct Produced {
 };
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 1>)
+__global__ void __launch_bounds__(kThreads, kTokenBlocks<kHeld>)
     quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
-  for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
-    const RowValues<kHeld> values(x, m);
+  const auto cut_off = [&](std::int64_t k, float (&v)[kEight]) {  // a producer may have made something of the zeros behind the row's end
+    if (k + kEight <= x.columns) return;
+#pragma unroll
+    for (int i = 0; i < kEight; ++i)
+      if (k + i >= x.columns) v[i] = 0.0f;
+  };
+  const auto quantize_row = [&](const RowValues<kHeld>& values, std::int64_t m) {
     Produced produced{producer, m, {}};
     produced.measure(values, x.columns);
     unsigned largest = 0;
@@ -229,9 +244,9 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 1>)
       float v[kEight];
       values.get(turn, k, v);
       produced.apply(k, v);
+      cut_off(k, v);
 #pragma unroll
-      for (int i = 0; i < kEight; ++i)
-        if (k + i < x.columns) largest = max(largest, magnitude(v[i]));
+      for (int i = 0; i < kEight; ++i) largest = max(largest, magnitude(v[i]));
     });
     const float s = token_scale(block_max(largest));
     const float inverse = __frcp_rn(s);
@@ -240,9 +255,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 1>)
       float v[kEight];
       values.get(turn, k, v);
       produced.apply(k, v);
-#pragma unroll
-      for (int i = 0; i < kEight; ++i)
-        if (k + i >= x.columns) v[i] = 0.0f;  // a producer may have made something of the zeros behind the row's end
+      cut_off(k, v);
       const uint2 eight = codes(v, s, inverse);
       std::int8_t* to = q + m * q_stride + k;
       if (k + kEight <= padded && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
@@ -253,6 +266,16 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 1>)
       for (int i = 0; i < kEight; ++i)
         if (k + i < padded) to[i] = static_cast<std::int8_t>((i < 4 ? eight.x : eight.y) >> i % 4 * 8);
     });
+  };
+  if constexpr (kHeld == 2) {  // the next row is on its way while this one is quantized; longer ones leave no registers for that
+    RowValues<kHeld> values(x, blockIdx.x);
+    for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) {
+      const RowValues<kHeld> next(x, min(m + gridDim.x, x.rows - 1));
+      quantize_row(values, m);
+      values = next;
+    }
+  } else {
+    for (std::int64_t m = blockIdx.x; m < x.rows; m += gridDim.x) quantize_row(RowValues<kHeld>(x, m), m);
   }
 }
 
@@ -297,7 +320,7 @@ __device__ void store_eight(void* data, int dtype, std::int64_t index, const flo
 }
 
 template <int kHeld>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<kHeld, 2>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+__global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
   const std::int64_t columns = job.dy.columns;
   const bool by_row = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);  // a row's largest value comes before its first code
   const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
@@ -404,15 +427,17 @@ __global__ void copy_matrix_kernel(Rows from, Rows target) {
 
 cudaError_t quantize_tokens(const Rows& x, const Producer& producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
-  with_held(holdable(x), padded, [&](auto held) {
-    quantize_tokens_kernel<decltype(held)::value><<<grid_for(x.rows, 1), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
+  with_held(holdable(x), true, padded, [&](auto held) {
+    constexpr int kHeld = decltype(held)::value;
+    quantize_tokens_kernel<kHeld><<<resident_blocks(x.rows, kTokenBlocks<kHeld>), kThreads, 0, stream>>>(x, producer, q, q_stride, padded, scale);
   });
   return cudaGetLastError();
 }
 
 cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
   if (job.dy.rows == 0) return cudaSuccess;
-  with_held(holdable(job.dy) && (job.activation == SQ_ACT_NONE || holdable(job.preactivation)), job.scaled ? job.scaled_stride : job.dy.columns,
+  const bool activated = job.activation != SQ_ACT_NONE;
+  with_held(holdable(job.dy) && (!activated || holdable(job.preactivation)), activated, job.scaled ? job.scaled_stride : job.dy.columns,
             [&](auto held) { gradient_rows_kernel<decltype(held)::value><<<grid_for(job.dy.rows, 1), kThreads, 0, stream>>>(job); });
   return cudaGetLastError();
 }
