@@ -18,7 +18,7 @@ struct FewRowsTile {
   static constexpr int kStage = kWeightBytes + kActivationBytes;
   static constexpr int kStages = 110 * 1024 / kStage;  // two blocks per multiprocessor
   static constexpr int kSums = kRows * kTilePitch * 4;
-  static constexpr int kReceived = kSums;                // behind the block's own sums: everyone's of its rows, part after part
+  static constexpr int kReceived = kSums;                // behind the block's own sums: the others' of its rows, a place per block
   static constexpr int kBarrier = kStages * kStage;
   static constexpr int kShared = kBarrier + 8;
   static_assert(kReceived + kSums + 7 * kTilePitch * 4 <= kBarrier, "sums lie where the stages were; rows do not divide evenly");
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
   if (thread == 0)
     asm volatile(
         "mbarrier.init.shared::cta.b64 [%0], 1; mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(barrier),
-        "r"((row_of(part + 1) - row_of(part)) * parts * kTilePitch * 4)
+        "r"((row_of(part + 1) - row_of(part)) * (parts - 1) * kTilePitch * 4)
         : "memory");
 
   const int chunk = thread % 8;
@@ -174,8 +174,9 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
   __syncthreads();
   if (half == 0) stage_sums(true);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
   sync_blocks();  // the stages of every block are free, its barrier is ready
-  if (thread < parts && row_of(thread + 1) > row_of(thread)) {
+  if (thread < parts && thread != part && row_of(thread + 1) > row_of(thread)) {
     const int bytes = (row_of(thread + 1) - row_of(thread)) * kTilePitch * 4;
     send(in_block(base + Tile::kReceived + part * bytes, thread), base + row_of(thread) * kTilePitch * 4, bytes, in_block(barrier, thread));
   }
@@ -189,7 +190,8 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
   for (int row = first_row + warp; row < end_row; row += kThreads / 32) {
     float v[4] = {};
     for (int from = 0; from < parts; ++from) {
-      const float4 more = *reinterpret_cast<const float4*>(tile + kRows * kTilePitch + (from * (end_row - first_row) + row - first_row) * kTilePitch + column);
+      const int place = from == part ? row : kRows + from * (end_row - first_row) + row - first_row;
+      const float4 more = *reinterpret_cast<const float4*>(tile + place * kTilePitch + column);
       v[0] = __fadd_rn(v[0], more.x), v[1] = __fadd_rn(v[1], more.y), v[2] = __fadd_rn(v[2], more.z), v[3] = __fadd_rn(v[3], more.w);
     }
     if (p.finish.rank) {
