@@ -23,7 +23,8 @@ struct Line {
 std::string needs_16_bits(const ProductShape& s) { return s.dtype == SQ_F32 ? "its tensor cores would round f32 activations" : ""; }
 
 std::string few_rows_reason(const sq_context& context, const ProductShape& s) {
-  if (context.major < 9) return "needs clusters of compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
+  // 12.0 has clusters too, but 99 KiB of shared memory per block, and was not tried.
+  if (context.major != 9) return "needs compute capability 9.0, this device has " + std::to_string(context.major) + "." + std::to_string(context.minor);
   if (s.transposed) return "multiplies a weight as it lies, dX needs it transposed";
   if (s.dtype == SQ_I8) return "multiplies activations of 16 bits, these are codes";
   if (const std::string reason = needs_16_bits(s); !reason.empty()) return reason;
