@@ -6,10 +6,17 @@
 #include <string>
 #include <vector>
 
-#include "optimized/cuda/context.hpp"
 #include "optimized/cuda/kernels/product.hpp"
+#include "squareq/contract.h"
 
 namespace squareq::cuda {
+
+/// What of a context the choice depends on.
+struct KernelDevice {
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  std::string first_kernel;  // $SQUAREQ_CUDA_KERNEL: no kernel before it in the table is used
+};
 
 /// What a product with the weight is like. `rows` are tokens, `columns` the features of the result, `depth` what is summed over.
 struct ProductShape {
@@ -38,7 +45,7 @@ struct KernelChoice {
 /// The name itself, where it is empty or in the table. Throws CFG_BACKEND, naming the known ones.
 std::string check_kernel_name(const std::string& name);
 
-/// The first line of the table, from sq_context::first_kernel on, that can serve the call.
-KernelChoice choose_kernel(const sq_context& context, const ProductShape& shape);
+/// The first line of the table, from first_kernel on, that can serve the call. Throws CALL_UNSUPPORTED where none is left.
+KernelChoice choose_kernel(const KernelDevice& device, const ProductShape& shape);
 
 }  // namespace squareq::cuda

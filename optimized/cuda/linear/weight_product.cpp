@@ -34,7 +34,8 @@ WeightProductCall::WeightProductCall(const sq_context& context, const Weight& we
     : activations_(activations),
       weight_(weight),
       transposed_(transposed),
-      choice_(choose_kernel(context, {activations.dtype, activations.rows, transposed ? weight.in : weight.out, activations.columns, weight.in, weight.stride, transposed})),
+      choice_(choose_kernel({context.major, context.minor, context.multiprocessors, context.first_kernel},
+                            {activations.dtype, activations.rows, transposed ? weight.in : weight.out, activations.columns, weight.in, weight.stride, transposed})),
       columns_(transposed ? weight.in : weight.out) {}
 
 void WeightProductCall::reserve(Workspace& workspace) {
