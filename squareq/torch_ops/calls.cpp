@@ -34,6 +34,11 @@ at::Tensor rows_of(const at::Tensor& t) {
   return apart ? rows : rows.contiguous();
 }
 
+const sq_tensor* Views::of(const at::Tensor& t) {
+  if (!t.defined()) return nullptr;
+  return &(views_.at(used_++) = training::view_of(rows_of(t)));
+}
+
 ForwardCall::ForwardCall(const WeightArguments& weight, const at::Tensor& x, const LowRankArguments* branch, sq_compute compute,
                          sq_activation activation, bool keep)
     : device_(x.device()) {
@@ -48,16 +53,11 @@ ForwardCall::ForwardCall(const WeightArguments& weight, const at::Tensor& x, con
   args_.compute = compute;
   args_.stream = training::stream_of(device_);
   args_.weight = &weight_.ref;
-  args_.x = view(x_rows_);
-  args_.y = view(y);
-  args_.preactivation = view(preactivation);
-  args_.h = view(h);
+  args_.x = views_.of(x_rows_);
+  args_.y = views_.of(y);
+  args_.preactivation = views_.of(preactivation);
+  args_.h = views_.of(h);
   args_.lora = branch_ ? &branch_->lora : nullptr;
-}
-
-const sq_tensor* ForwardCall::view(const at::Tensor& t) {
-  if (!t.defined()) return nullptr;
-  return &(views_.at(used_++) = training::view_of(rows_of(t)));
 }
 
 void ForwardCall::run() const {
@@ -85,19 +85,14 @@ BackwardCall::BackwardCall(const WeightArguments& weight, const at::Tensor& grad
   args_.compute = compute;
   args_.stream = training::stream_of(device_);
   args_.weight = &weight_.ref;
-  args_.dy = view(grad_rows_);
-  args_.preactivation = view(preactivation_rows_);
-  args_.x = view(x_rows_);
-  args_.h = view(h_rows_);
+  args_.dy = views_.of(grad_rows_);
+  args_.preactivation = views_.of(preactivation_rows_);
+  args_.x = views_.of(x_rows_);
+  args_.h = views_.of(h_rows_);
   args_.lora = branch_ ? &branch_->lora : nullptr;
-  args_.dx = view(dx);
-  args_.da_t = view(da);
-  args_.db_t = view(db);
-}
-
-const sq_tensor* BackwardCall::view(const at::Tensor& t) {
-  if (!t.defined()) return nullptr;
-  return &(views_.at(used_++) = training::view_of(rows_of(t)));
+  args_.dx = views_.of(dx);
+  args_.da_t = views_.of(da);
+  args_.db_t = views_.of(db);
 }
 
 void BackwardCall::run() const {

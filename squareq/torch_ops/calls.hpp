@@ -31,6 +31,17 @@ struct LowRankArguments {
   double scaling;
 };
 
+/// The contract's views of a call's tensors, as matrices; they live as long as the call.
+class Views {
+ public:
+  /// Null for an undefined tensor.
+  const sq_tensor* of(const at::Tensor& t);
+
+ private:
+  std::array<sq_tensor, 7> views_{};
+  std::size_t used_ = 0;
+};
+
 /// Allocates the outputs beside x; `keep` also what backward needs: the preactivation where there is an activation, h where there is a
 /// branch.
 class ForwardCall {
@@ -43,14 +54,11 @@ class ForwardCall {
   at::Tensor y, preactivation, h;
 
  private:
-  const sq_tensor* view(const at::Tensor& rows);
-
   c10::Device device_;
   at::Tensor x_rows_;
   training::BoundWeight weight_;
   std::optional<training::LoraView> branch_;
-  std::array<sq_tensor, 4> views_{};
-  std::size_t used_ = 0;
+  Views views_;
   sq_linear_forward_args args_ = sized<sq_linear_forward_args>();
 };
 
@@ -70,14 +78,11 @@ class BackwardCall {
   at::Tensor dx, da, db;
 
  private:
-  const sq_tensor* view(const at::Tensor& rows);
-
   c10::Device device_;
   at::Tensor grad_rows_, preactivation_rows_, x_rows_, h_rows_;
   training::BoundWeight weight_;
   std::optional<training::LoraView> branch_;
-  std::array<sq_tensor, 7> views_{};
-  std::size_t used_ = 0;
+  Views views_;
   sq_linear_backward_args args_ = sized<sq_linear_backward_args>();
 };
 

@@ -269,16 +269,17 @@ TEST_P(Linear, W8A8FromAFloatingXIsQuantizeActivationAndThenTheCodes) {
   }
 }
 
-TEST_P(Linear, W8A8OfLongRows) {
-  // A row is held in registers up to 4096 elements. Numbers that quantize to themselves give exact results.
+TEST_P(Linear, W8A8OfLongAndManyRows) {
+  // A row is held in registers up to 4096 elements, up to 16384 with fewer blocks, or not at all (longer, or no whole groups of eight); with more rows than
+  // blocks the next one is asked for ahead. Numbers that quantize to themselves give exact results.
   if (!sums_codes()) return;
-  for (const std::int64_t depth : {3000, 4100}) {
+  for (const auto& [rows, depth] : {std::pair<std::int64_t, std::int64_t>{1700, 72}, {5, 3000}, {5, 4100}, {5, 4104}, {5, 9000}, {5, 16392}}) {
     const auto to_codes = [](Host& h) {
       std::mt19937 random(33);
       for (std::int64_t i = 0; i < h.rows; ++i)
-        for (std::int64_t j = 0; j < h.columns; ++j) h.at(i, j) = j == i ? 127 : static_cast<double>(static_cast<int>(random() % 255) - 127);
+        for (std::int64_t j = 0; j < h.columns; ++j) h.at(i, j) = j == i % h.columns ? 127 : static_cast<double>(static_cast<int>(random() % 255) - 127);
     };
-    Layer wide({5, depth, 40, 0}, SQ_BF16, true, 34), deep({5, 48, depth, 0}, SQ_BF16, true, 35);
+    Layer wide({rows, depth, 40, 0}, SQ_BF16, true, 34), deep({rows, 48, depth, 0}, SQ_BF16, true, 35);
     to_codes(wide.x), to_codes(deep.dy);
     deep.scale = deep.scale.map([](double) { return 0.25; });
     DeviceLayer forwards(wide, SQ_F32, 0, 0, (16 - depth % 16) % 16), backwards(deep, SQ_F32);
