@@ -99,6 +99,9 @@ __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait.acquire;" ::: "memory");
 }
 
+/// Arrives at a barrier of this block.
+__device__ inline void arrive_here(unsigned barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+
 /// Waits for the other warps of warpgroup 0 or 1.
 __device__ inline void sync_group(int group) { asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroupThreads) : "memory"); }
 
@@ -125,9 +128,9 @@ __device__ inline void store_box(const CUtensorMap* map, unsigned from, int colu
 /// Until what this thread stored has been read from shared memory, so that it may be overwritten.
 __device__ inline void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-/// The stages and their barriers: full, when both operands have arrived; empty, when every warpgroup of the cluster is done with it. Slices take the
-/// stages in order, from stage 0 at the start of every piece, so that the loops over slices know their stage at compile time. A stage's barriers turn
-/// over once per use; everyone who waits keeps one bit per stage for it.
+/// The stages and their barriers: full, when both operands have arrived; empty, when every warpgroup of the cluster is done with it, and, where a stage
+/// holds scales, every warp of the block has them in registers. Slices take the stages in order, from stage 0 at the start of every piece, so that the
+/// loops over slices know their stage at compile time. A stage's barriers turn over once per use; everyone who waits keeps one bit per stage for it.
 template <class Tile>
 struct Ring {
   unsigned base;
@@ -139,7 +142,7 @@ struct Ring {
   __device__ void init() const {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       init_barrier(full(stage), Tile::kScales ? 1 + 32 : 1);  // the thread that loads, and the warp that feeds scales
-      init_barrier(empty(stage), 2 * kClusterSize);  // both warpgroups of every block
+      init_barrier(empty(stage), 2 * kClusterSize + (Tile::kScales ? kConsumerThreads / 32 : 0));  // both warpgroups of every block; this block's warps
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -202,7 +205,7 @@ __device__ void feed_scales(const WeightProduct& p, const Ring<Tile>& ring, Piec
       const uint2 split = split_scales(scale(depth), scale(depth + 1));
       wait_barrier(ring.empty(stage), empty.take(stage) ^ 1);
       asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(ring.scales(stage) + 8 * lane), "r"(split.x), "r"(split.y) : "memory");
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.full(stage)) : "memory");
+      arrive_here(ring.full(stage));
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
     }
   }
