@@ -129,7 +129,7 @@ __device__ inline void store_box(const CUtensorMap* map, unsigned from, int colu
 __device__ inline void wait_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 /// The stages and their barriers: full, when both operands have arrived; empty, when every warpgroup of the cluster is done with it, and, where a stage
-/// holds scales, every warp of the block has them in registers. Slices take the stages in order, from stage 0 at the start of every piece, so that the
+/// holds scales, every thread of the block has them in registers. Slices take the stages in order, from stage 0 at the start of every piece, so that the
 /// loops over slices know their stage at compile time. A stage's barriers turn over once per use; everyone who waits keeps one bit per stage for it.
 template <class Tile>
 struct Ring {
@@ -142,7 +142,7 @@ struct Ring {
   __device__ void init() const {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       init_barrier(full(stage), Tile::kScales ? 1 + 32 : 1);  // the thread that loads, and the warp that feeds scales
-      init_barrier(empty(stage), 2 * kClusterSize + (Tile::kScales ? kConsumerThreads / 32 : 0));  // both warpgroups of every block; this block's warps
+      init_barrier(empty(stage), 2 * kClusterSize + (Tile::kScales ? kConsumerThreads : 0));  // both warpgroups of every block; this block's threads
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }

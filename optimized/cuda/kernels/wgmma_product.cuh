@@ -96,10 +96,7 @@ struct Multiplier {
     hold(to);
   }
   __device__ void release(int stage) const {
-    if constexpr (Tile::kScales) {  // ordinary stores will overwrite them, which a warpgroup's products order with no other warp's loads
-      __syncwarp();
-      if (lane == 0) arrive_here(ring.empty(stage));
-    }
+    if constexpr (Tile::kScales) arrive_here(ring.empty(stage));  // ordinary stores will overwrite them, which a warpgroup's products order with no other warp's loads
     if (empty_there) arrive_there(empty_there + 16 * stage);
   }
 
