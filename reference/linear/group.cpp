@@ -54,6 +54,6 @@ extern const sq_linear_group linear_group = {
     entry<sq_quantize_args, quantize>, entry<sq_dequantize_args, dequantize>,
     entry<sq_linear_forward_args, linear_forward>, entry<sq_linear_backward_args, linear_backward>,
     entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>,
-    explain};
+    explain, nullptr, nullptr};
 
 }  // namespace squareq::reference

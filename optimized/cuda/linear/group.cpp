@@ -53,6 +53,6 @@ extern const sq_linear_group linear_group = {
     sizeof(sq_linear_group), 0,
     entry<sq_quantize_args, quantize>, entry<sq_dequantize_args, dequantize>,
     entry<sq_linear_forward_args, linear_forward>, entry<sq_linear_backward_args, linear_backward>,
-    entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>, explain};
+    entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>, explain, nullptr, nullptr};
 
 }  // namespace squareq::cuda

@@ -241,9 +241,34 @@ typedef struct sq_numeric_guard_args {
   const sq_tensor* counts; /* I64 [2]: NaN, infinite */
 } sq_numeric_guard_args;
 
+/* What makes a projection's rows the queries or keys of attention, in one pass: RMSNorm of every head, then a rotation (RoPE) of its neighbouring
+ * pairs. A row is a token; row m takes row m % P of the table. With r = 1 / sqrt(mean(x^2) + epsilon) over a head of d elements, n = x r weight:
+ *   y[2 j] = n[2 j] cos - n[2 j + 1] sin,  y[2 j + 1] = n[2 j] sin + n[2 j + 1] cos,  cos and sin of pair j. F32 inside, rounded once. */
+typedef struct sq_rms_norm_rope_forward_args {
+  uint32_t size;
+  float epsilon;
+  sq_stream_handle stream;
+  const sq_tensor* x;      /* [M, H d] F32, BF16 or F16; column stride 1 */
+  const sq_tensor* weight; /* [d] F32, BF16 or F16 */
+  const sq_tensor* rope;   /* [P, d] F32, M % P == 0: cos, sin of pair 0, cos, sin of pair 1, ... NULL: no rotation, any d */
+  const sq_tensor* y;      /* out [M, H d], dtype of x; may be x itself */
+} sq_rms_norm_rope_forward_args;
+
+/* The gradient of x; weight and table are constants. */
+typedef struct sq_rms_norm_rope_backward_args {
+  uint32_t size;
+  float epsilon;
+  sq_stream_handle stream;
+  const sq_tensor* dy;     /* [M, H d], dtype of x */
+  const sq_tensor* x;
+  const sq_tensor* weight;
+  const sq_tensor* rope;
+  const sq_tensor* dx;     /* out [M, H d], dtype of x; may be dy itself */
+} sq_rms_norm_rope_backward_args;
+
 typedef enum sq_op {
   SQ_OP_QUANTIZE = 0, SQ_OP_DEQUANTIZE = 1, SQ_OP_LINEAR_FORWARD = 2, SQ_OP_LINEAR_BACKWARD = 3,
-  SQ_OP_QUANTIZE_ACTIVATION = 4, SQ_OP_NUMERIC_GUARD = 5
+  SQ_OP_QUANTIZE_ACTIVATION = 4, SQ_OP_NUMERIC_GUARD = 5, SQ_OP_RMS_NORM_ROPE_FORWARD = 6, SQ_OP_RMS_NORM_ROPE_BACKWARD = 7
 } sq_op;
 
 /* A NULL entry means "not offered"; describe() must then not list the operation. The LoRA branch is the group "lora". */
@@ -258,6 +283,9 @@ typedef struct sq_linear_group {
   sq_status (*numeric_guard)(sq_context*, const sq_numeric_guard_args*, sq_error*);
   /* `args` is the operation's own struct. Writes one JSON object {"op","kernel","rejected":[{"kernel","reason"}]}; runs nothing. */
   sq_status (*explain)(sq_context*, int32_t op, const void* args, sq_text_sink sink, void* sink_user, sq_error*);
+  /* Later than `explain`: a table that was compiled before ends there (its `size` says so), which means "not offered". */
+  sq_status (*rms_norm_rope_forward)(sq_context*, const sq_rms_norm_rope_forward_args*, sq_error*);
+  sq_status (*rms_norm_rope_backward)(sq_context*, const sq_rms_norm_rope_backward_args*, sq_error*);
 } sq_linear_group;
 
 /* ------------------------------------------------------------------ group: stream */

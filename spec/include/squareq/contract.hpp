@@ -44,6 +44,13 @@ T sized() {
   return value;
 }
 
+/// Whether a group's table reaches as far as `entry` and has it there: tables grow at their end, so an older one is shorter.
+template <class Group, class Operation>
+bool offered(const Group& group, Operation Group::*entry) {
+  const auto end = reinterpret_cast<const char*>(&(group.*entry)) + sizeof(Operation) - reinterpret_cast<const char*>(&group);
+  return static_cast<std::size_t>(end) <= group.size && group.*entry != nullptr;
+}
+
 /// An implementation of the contract, from a shared library (kept open while any copy lives) or from this process.
 class Implementation {
  public:
