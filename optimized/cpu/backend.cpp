@@ -143,6 +143,8 @@ constexpr sq_linear_group kLinear = {
     .quantize_activation = call<sq_quantize_activation_args, quantize_activation>,
     .numeric_guard = call<sq_numeric_guard_args, numeric_guard>,
     .explain = explain_op,
+    .rms_norm_rope_forward = nullptr,
+    .rms_norm_rope_backward = nullptr,
 };
 
 constexpr sq_stream_group kStream = {

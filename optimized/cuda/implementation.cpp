@@ -30,7 +30,7 @@ sq_status describe(sq_context*, sq_text_sink sink, void* user, sq_error* e) {
     nlohmann::ordered_json text = {
         {"name", "cuda"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cuda"}, {"usable", !problem}, {"deterministic", true},
         {"groups", {"linear", "lora", "stream", "telemetry"}},
-        {"operations", {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain"}}, {"formats", {"bp8_v2"}},
+        {"operations", {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain", "rms_norm_rope_forward", "rms_norm_rope_backward"}}, {"formats", {"bp8_v2"}},
         {"activation_formats", {"per_token_int8"}}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", {"R1", "R2", "R4"}}};
     if (problem) text["reason"] = std::string(code_name(problem->code)) + ": " + problem->message;
     int runtime = 0, driver = 0;

@@ -27,6 +27,24 @@ __device__ inline __half from_float<__half>(float x) { return __float2half_rn(x)
 template <>
 __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
+/// Element `index` of an array of sq_dtype `dtype`, also I8.
+__device__ inline float load_any(const void* data, int dtype, std::int64_t index) {
+  switch (dtype) {
+    case SQ_BF16: return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+    case SQ_F16: return to_float(static_cast<const __half*>(data)[index]);
+    case SQ_I8: return static_cast<float>(static_cast<const signed char*>(data)[index]);
+    default: return static_cast<const float*>(data)[index];
+  }
+}
+
+template <class T>
+__device__ unsigned pack_two(float a, float b) {
+  const T pair[2] = {from_float<T>(a), from_float<T>(b)};
+  unsigned bits;
+  memcpy(&bits, pair, sizeof bits);
+  return bits;
+}
+
 /// Blocks for `work` items that loop by the grid's size: enough to fill any device, never more than the grid's limit.
 inline unsigned grid_for(std::int64_t work, std::int64_t per_block) {
   const std::int64_t blocks = (work + per_block - 1) / per_block;

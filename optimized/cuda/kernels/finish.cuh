@@ -8,15 +8,6 @@
 
 namespace squareq::cuda {
 
-__device__ inline float load_any(const void* data, int dtype, std::int64_t index) {
-  switch (dtype) {
-    case SQ_BF16: return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
-    case SQ_F16: return to_float(static_cast<const __half*>(data)[index]);
-    case SQ_I8: return static_cast<float>(static_cast<const signed char*>(data)[index]);
-    default: return static_cast<const float*>(data)[index];
-  }
-}
-
 /// sum * factor * row_scale * column_scale, in this order; a factor of 1 changes no bit.
 __device__ inline float scaled(float sum, float factor, float of_row, float of_column) {
   return __fmul_rn(__fmul_rn(__fmul_rn(sum, factor), of_row), of_column);
@@ -24,14 +15,6 @@ __device__ inline float scaled(float sum, float factor, float of_row, float of_c
 
 __device__ inline float scaled(const Finish& f, float sum, int row, int column) {
   return scaled(sum, f.factor, f.row_scale ? f.row_scale[row] : 1.0f, f.column_scale ? f.column_scale[column] : 1.0f);
-}
-
-template <class T>
-__device__ unsigned pack_two(float a, float b) {
-  const T pair[2] = {from_float<T>(a), from_float<T>(b)};
-  unsigned bits;
-  memcpy(&bits, pair, sizeof bits);
-  return bits;
 }
 
 template <class T>

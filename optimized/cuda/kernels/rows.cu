@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "optimized/cuda/kernels/finish.cuh"
+#include "optimized/cuda/kernels/activation.cuh"
+#include "optimized/cuda/kernels/eight.cuh"
 #include "optimized/cuda/kernels/rows.hpp"
 
 namespace squareq::cuda {
@@ -53,44 +54,12 @@ __device__ float block_max(unsigned mine) {
   return __uint_as_float(all >= 0x7F800000u ? 0x7FFFFFFFu : all);
 }
 
-/// Eight 16-bit elements as they lie in memory, in fp32.
-__device__ void widen_eight(const uint4& raw, int dtype, float (&v)[8]) {
-  const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (dtype == SQ_BF16) {
-      v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
-    } else {
-      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-      v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
-    }
-  }
-}
-
-/// Elements [column, column + 8) of a row, zeros from `columns` on; in 16-byte loads where the address allows them.
-__device__ void load_eight(const Rows& from, std::int64_t row, std::int64_t column, float (&v)[8]) {
-  const std::int64_t at = row * from.row_stride + column;
-  const bool whole = column + 8 <= from.columns;
-  if (whole && from.dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 2 * at) % 16 == 0) {
-    widen_eight(*reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(from.data) + at), from.dtype, v);
-    return;
-  }
-  if (whole && from.dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(from.data) + 4 * at) % 16 == 0) {
-    const auto* quads = reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + at);
-    const float4 a = quads[0], b = quads[1];
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = column + i < from.columns ? load_any(from.data, from.dtype, at + i) : 0.0f;
-}
-
 __device__ unsigned magnitude(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
 
 __device__ float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
 
-/// Eight neighbouring elements per thread and turn.
-constexpr int kEight = 8, kTurn = kEight * kThreads;
+/// Elements of a turn: eight neighbouring ones per thread.
+constexpr int kTurn = kEight * kThreads;
 
 /// round_half_even(x / scale) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale. The product with it is off the
 /// quotient by less than 2^-15, so only near a tie is the division needed. Nothing is beyond 127: the scale is that of the row's largest element.
@@ -159,6 +128,7 @@ bool holdable(const Rows& rows) {
 template <class Launch>
 void with_held(bool holds, bool long_ones, std::int64_t columns, const Launch& launch) {
   if (holds && columns <= 2 * kTurn) launch(std::integral_constant<int, 2>());
+  else if (holds && long_ones && columns <= 6 * kTurn) launch(std::integral_constant<int, 6>());
   else if (holds && long_ones && columns <= 8 * kTurn) launch(std::integral_constant<int, 8>());
   else launch(std::integral_constant<int, 0>());
 }
@@ -279,14 +249,6 @@ __global__ void __launch_bounds__(kThreads, kTokenBlocks<kHeld>)
   }
 }
 
-__device__ void store_any(void* data, int dtype, std::int64_t index, float value) {
-  switch (dtype) {
-    case SQ_BF16: static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(value); break;
-    case SQ_F16: static_cast<__half*>(data)[index] = from_float<__half>(value); break;
-    default: static_cast<float*>(data)[index] = value;
-  }
-}
-
 /// Eight codes of a group of 16 for a transposed weight, in the order in which a transposing load of 16-bit pairs hands bytes to a lane: pairs of the
 /// group's first half and of its second take turns. The neighbouring lane has the other half; each stores eight bytes, `to` being its own place.
 __device__ void store_permuted(std::int8_t* to, uint2 eight, bool second) {
@@ -297,27 +259,6 @@ __device__ void store_permuted(std::int8_t* to, uint2 eight, bool second) {
 
 /// 2^e with `largest` 2^-e in [2^13, 2^14): small gradients times small scales would fall below the normal numbers of fp16.
 __device__ int exponent_for_half(float largest) { return largest > 0 && isfinite(largest) ? max(-110, min(110, ilogbf(largest) - 13)) : 0; }
-
-/// v[0, 8) at data + index; in 16-byte stores where the address allows them.
-__device__ void store_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight], int count) {
-  const bool whole = count >= kEight;
-  if (whole && dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 4 * index) % 16 == 0) {
-    auto* to = reinterpret_cast<float4*>(static_cast<float*>(data) + index);
-    to[0] = make_float4(v[0], v[1], v[2], v[3]), to[1] = make_float4(v[4], v[5], v[6], v[7]);
-    return;
-  }
-  if (whole && dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 2 * index) % 16 == 0) {
-    auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
-    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]),
-                                        pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
-                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]),
-                                        pack_two<__half>(v[6], v[7]));
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kEight; ++i)
-    if (i < count) store_any(data, dtype, index + i, v[i]);
-}
 
 template <int kHeld>
 __global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
@@ -353,6 +294,9 @@ __global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_row
       if (job.g && n < columns) store_eight(job.g, job.g_dtype, m * columns + n, v, static_cast<int>(min(columns - n, std::int64_t{kEight})));
     };
     float row_scale = 1, factor = 1;
+    // G scale of a row that is held, because an activation's derivative is worth computing once; beyond six turns the registers do not suffice.
+    constexpr bool kKeeps = kHeld > 0 && kHeld <= 6;
+    float kept[kKeeps ? kHeld : 1][kEight] = {};
     if (by_row) {
       unsigned bits = 0;
       for_turns<kHeld>(columns, [&](int turn, std::int64_t n) {
@@ -361,7 +305,10 @@ __global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_row
         store_gradient(n, v);
         multiply_by_scale(n, v);
 #pragma unroll
-        for (int i = 0; i < kEight; ++i) bits = max(bits, magnitude(v[i]));
+        for (int i = 0; i < kEight; ++i) {
+          bits = max(bits, magnitude(v[i]));
+          if constexpr (kKeeps) kept[turn][i] = v[i];
+        }
       });
       const float largest = block_max(bits);
       if (job.scaled_dtype == SQ_I8) {
@@ -375,10 +322,15 @@ __global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_row
     }
     for_turns<kHeld>(job.scaled ? job.scaled_stride : columns, [&](int turn, std::int64_t n) {
       float v[kEight];
-      gradient(turn, n, v);
-      if (!by_row) store_gradient(n, v);
-      if (!job.scaled) return;
-      multiply_by_scale(n, v);
+      if (kKeeps && by_row) {
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) v[i] = kept[kKeeps ? turn : 0][i];
+      } else {
+        gradient(turn, n, v);
+        if (!by_row) store_gradient(n, v);
+        if (!job.scaled) return;
+        multiply_by_scale(n, v);
+      }
       const std::int64_t row = m * job.scaled_stride;
       if (job.scaled_dtype == SQ_I8) {
         store_permuted(static_cast<std::int8_t*>(job.scaled) + row + n, codes(v, row_scale, factor), n % 16 != 0);

@@ -38,7 +38,15 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
         name = "numeric_guard", choice = only("grid_stride"),
         numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false);
         break;
-      default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 5");
+      case SQ_OP_RMS_NORM_ROPE_FORWARD:
+        name = "rms_norm_rope_forward", choice = only("lanes_per_head"),
+        rms_norm_rope_forward(*context, static_cast<const sq_rms_norm_rope_forward_args*>(args), false);
+        break;
+      case SQ_OP_RMS_NORM_ROPE_BACKWARD:
+        name = "rms_norm_rope_backward", choice = only("lanes_per_head"),
+        rms_norm_rope_backward(*context, static_cast<const sq_rms_norm_rope_backward_args*>(args), false);
+        break;
+      default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 7");
     }
     nlohmann::ordered_json rejected = nlohmann::ordered_json::array();
     for (const Rejected& r : choice.rejected) rejected.push_back({{"kernel", r.kernel}, {"reason", r.reason}});
@@ -53,6 +61,7 @@ extern const sq_linear_group linear_group = {
     sizeof(sq_linear_group), 0,
     entry<sq_quantize_args, quantize>, entry<sq_dequantize_args, dequantize>,
     entry<sq_linear_forward_args, linear_forward>, entry<sq_linear_backward_args, linear_backward>,
-    entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>, explain, nullptr, nullptr};
+    entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>, explain,
+    entry<sq_rms_norm_rope_forward_args, rms_norm_rope_forward>, entry<sq_rms_norm_rope_backward_args, rms_norm_rope_backward>};
 
 }  // namespace squareq::cuda

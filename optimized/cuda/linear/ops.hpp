@@ -19,6 +19,8 @@ KernelChoice linear_backward(const sq_context& context, const sq_linear_backward
 /// These only queue work.
 void quantize_activation(const sq_context& context, const sq_quantize_activation_args* args, bool run);
 void numeric_guard(const sq_context& context, const sq_numeric_guard_args* args, bool run);
+void rms_norm_rope_forward(const sq_context& context, const sq_rms_norm_rope_forward_args* args, bool run);
+void rms_norm_rope_backward(const sq_context& context, const sq_rms_norm_rope_backward_args* args, bool run);
 
 extern const sq_linear_group linear_group;
 

@@ -290,6 +290,23 @@ TEST_P(Linear, W8A8OfLongAndManyRows) {
   }
 }
 
+TEST_P(Linear, W8A8GradientsOfHeldRowsAreThoseOfRowsReadAgain) {
+  // Rows of gradients and preactivations stay in registers, in three sizes, unless no wide load fits them: an odd stride.
+  if (!sums_codes()) return;
+  for (const std::int64_t columns : {4104, 9000, 12296, 16392}) {
+    Layer l({3, 48, columns, 16}, SQ_BF16, false, 37);
+    l.activation = SQ_ACT_GELU_TANH;
+    DeviceLayer held(l, SQ_BF16), again(l, SQ_BF16, 1);
+    for (DeviceLayer* d : {&held, &again}) d->backward.compute = SQ_COMPUTE_W8A8, backward(*d);
+    for (const auto& member : {&DeviceLayer::dx, &DeviceLayer::da_t, &DeviceLayer::db_t}) {
+      DeviceMatrix &a = held.*member, &b = again.*member;
+      a.download(), b.download();
+      for (std::int64_t i = 0; i < a.rows(); ++i)
+        for (std::int64_t j = 0; j < a.columns(); ++j) ASSERT_EQ(a.get(i, j), b.get(i, j)) << columns << ": [" << i << ", " << j << "]";
+    }
+  }
+}
+
 TEST_P(Linear, PreactivationsOf16Bits) {
   for (const std::int32_t dtype : {SQ_BF16, SQ_F16})
     for (const int activation : {SQ_ACT_GELU_TANH, SQ_ACT_GELU_ERF, SQ_ACT_SILU})

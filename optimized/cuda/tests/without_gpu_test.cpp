@@ -16,9 +16,11 @@ TEST(CudaBackend, ListsExactlyTheOperationsItOffers) {
   const Implementation backend = cuda_backend();
   const sq_linear_group& group = *backend->linear;
   EXPECT_TRUE(group.quantize && group.dequantize && group.linear_forward && group.linear_backward && group.quantize_activation && group.numeric_guard && group.explain);
+  EXPECT_TRUE(offered(group, &sq_linear_group::rms_norm_rope_forward) && offered(group, &sq_linear_group::rms_norm_rope_backward));
   EXPECT_TRUE(backend->stream && backend->telemetry);
   EXPECT_FALSE(backend->format || backend->module);
-  EXPECT_EQ(description().at("operations"), (nlohmann::json{"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain"}));
+  EXPECT_EQ(description().at("operations"), (nlohmann::json{"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain", "rms_norm_rope_forward",
+                                                            "rms_norm_rope_backward"}));
   EXPECT_EQ(description().at("groups"), (nlohmann::json{"linear", "lora", "stream", "telemetry"}));
 }
 
