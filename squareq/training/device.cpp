@@ -9,6 +9,7 @@
 
 #ifdef SQUAREQ_TORCH_CUDA
 #include <ATen/Context.h>
+#include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #endif
@@ -86,6 +87,8 @@ const sq_allocator* device_allocator(sq_device device) {
   return device.kind == SQ_CUDA ? &tables.at(static_cast<std::size_t>(device.index)) : nullptr;
 }
 
+std::int64_t multiprocessors() { return at::cuda::getCurrentDeviceProperties()->multiProcessorCount; }
+
 std::optional<DeviceMemory> device_memory(bool on_gpu) {
   if (!on_gpu) return std::nullopt;
   const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(0);
@@ -104,6 +107,8 @@ void prepare_device(sq_device device, bool) {
 }
 
 const sq_allocator* device_allocator(sq_device) { return nullptr; }
+
+std::int64_t multiprocessors() { return 0; }
 
 std::optional<DeviceMemory> device_memory(bool) { return std::nullopt; }
 

@@ -22,6 +22,9 @@ void prepare_device(sq_device device, bool deterministic = true);
 /// byte. Null on the CPU: backends allocate there themselves. Lives as long as the program.
 const sq_allocator* device_allocator(sq_device device);
 
+/// Multiprocessors of the current GPU; 0 where this libtorch has no CUDA. Thread-safe.
+std::int64_t multiprocessors();
+
 /// Bytes of GPU 0 that this process took through libtorch's caching allocator: libtorch's tensors and, by device_allocator, all of a backend's. The CUDA
 /// context and page-locked host memory are not in it.
 struct DeviceMemory {

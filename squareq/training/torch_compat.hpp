@@ -23,7 +23,7 @@ inline torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weigh
 }
 
 /// softmax(q k^T / sqrt(d)) v for q, k, v [B, H, L, d]; no mask. Returns [B, H, L, d].
-inline torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {
+inline torch::Tensor plain_attention(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v) {
 #if TORCH_VERSION_MAJOR >= 2
   return at::scaled_dot_product_attention(q, k, v);
 #else

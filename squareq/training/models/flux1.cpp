@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "squareq/error.hpp"
+#include "squareq/training/models/attention.hpp"
 #include "squareq/training/models/modulation.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
@@ -20,16 +21,9 @@ constexpr double kNormEpsilon = 1e-6;
 constexpr double kRopeTheta = 10000;
 constexpr double kTimePeriod = 10000;
 
-/// Rotates channel pairs (2m, 2m + 1) of x [B, S, H, d] by the table's angles, in FP32.
-Tensor rotated(const Tensor& x, const Tensor& rope) {
-  const Tensor pairs = torch::view_as_complex(x.to(torch::kFloat32).unflatten(-1, {-1, 2}));
-  return torch::view_as_real(pairs * rope.unsqueeze(1)).flatten(-2).to(x.scalar_type());
-}
-
 /// q, k, v [B, S, H, d] -> [B, S, H * d]
-Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& rope) {
-  const Tensor out = attention(rotated(q, rope).transpose(1, 2), rotated(k, rope).transpose(1, 2), v.transpose(1, 2));
-  return out.transpose(1, 2).flatten(2);
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v) {
+  return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2);
 }
 
 /// The 16-bit float overflows in residual streams; diffusers clips it there.
@@ -149,11 +143,8 @@ std::vector<Tensor> Flux1::block(std::int64_t index, const std::vector<Tensor>& 
   return single_block(singles_[static_cast<std::size_t>(index) - doubles_.size()], in);
 }
 
-void Flux1::heads(const Attention& a, const Tensor& x, AdapterTensors adapters, Tensor& q, Tensor& k, Tensor& v) const {
-  const auto split = [&](std::size_t layer) { return linear(layer, x, adapters).unflatten(-1, {-1, config_.attention_head_dim}); };
-  q = rms_norm(split(a.q), a.norm_q, kNormEpsilon);
-  k = rms_norm(split(a.k), a.norm_k, kNormEpsilon);
-  v = split(a.v);
+Flux1::Projections Flux1::project(const Attention& a, const Tensor& x, AdapterTensors adapters) const {
+  return {linear(a.q, x, adapters), linear(a.k, x, adapters), linear(a.v, x, adapters).unflatten(-1, {-1, config_.attention_head_dim})};
 }
 
 Tensor Flux1::stream_tail(const Stream& s, const Tensor& x, const Tensor& attended, const std::vector<Tensor>& m,
@@ -168,10 +159,11 @@ std::vector<Tensor> Flux1::double_block(const DoubleBlock& b, const std::vector<
   const AdapterTensors adapters = rest(in, 4);
   const std::vector<Tensor> mi = chunks(linear(b.image.modulation, silu_vec, adapters), 6);  // shift, scale, gate; shift, scale, gate
   const std::vector<Tensor> mt = chunks(linear(b.text.modulation, silu_vec, adapters), 6);
-  Tensor qi, ki, vi, qt, kt, vt;
-  heads(b.image.attention, modulated(image, mi[0], mi[1], kNormEpsilon), adapters, qi, ki, vi);
-  heads(b.text.attention, modulated(text, mt[0], mt[1], kNormEpsilon), adapters, qt, kt, vt);
-  const Tensor attended = attend(torch::cat({qt, qi}, 1), torch::cat({kt, ki}, 1), torch::cat({vt, vi}, 1), rope);
+  const Attention &of_image = b.image.attention, &of_text = b.text.attention;
+  const Projections i = project(of_image, modulated(image, mi[0], mi[1], kNormEpsilon), adapters);
+  const Projections t = project(of_text, modulated(text, mt[0], mt[1], kNormEpsilon), adapters);
+  const Tensor attended = attend(linears_->heads({{t.q, of_text.norm_q}, {i.q, of_image.norm_q}}, rope, kNormEpsilon),
+                                 linears_->heads({{t.k, of_text.norm_k}, {i.k, of_image.norm_k}}, rope, kNormEpsilon), torch::cat({t.v, i.v}, 1));
   const std::int64_t split = text.size(1);
   return {stream_tail(b.image, image, attended.slice(1, split), mi, adapters),
           clipped(stream_tail(b.text, text, attended.slice(1, 0, split), mt, adapters))};
@@ -182,9 +174,10 @@ std::vector<Tensor> Flux1::single_block(const SingleBlock& b, const std::vector<
   const AdapterTensors adapters = rest(in, 3);
   const std::vector<Tensor> m = chunks(linear(b.modulation, silu_vec, adapters), 3);  // shift, scale, gate
   const Tensor normed = modulated(x, m[0], m[1], kNormEpsilon);
-  Tensor q, k, v;
-  heads(b.attention, normed, adapters, q, k, v);
-  const Tensor joined = torch::cat({attend(q, k, v, rope), linear(b.mlp, normed, adapters, SQ_ACT_GELU_TANH)}, -1);
+  const Projections p = project(b.attention, normed, adapters);
+  const Tensor attended = attend(linears_->heads({{p.q, b.attention.norm_q}}, rope, kNormEpsilon),
+                                 linears_->heads({{p.k, b.attention.norm_k}}, rope, kNormEpsilon), p.v);
+  const Tensor joined = torch::cat({attended, linear(b.mlp, normed, adapters, SQ_ACT_GELU_TANH)}, -1);
   return {clipped(torch::addcmul(x, m[2], linear(b.out, joined, adapters)))};
 }
 

@@ -63,8 +63,11 @@ class Flux1 {
   std::vector<torch::Tensor> single_block(const SingleBlock& block, const std::vector<torch::Tensor>& in) const;
   torch::Tensor stream_tail(const Stream& s, const torch::Tensor& x, const torch::Tensor& attended, const std::vector<torch::Tensor>& m,
                             AdapterTensors adapters) const;
-  void heads(const Attention& a, const torch::Tensor& x, AdapterTensors adapters, torch::Tensor& q, torch::Tensor& k,
-             torch::Tensor& v) const;
+  struct Projections {
+    torch::Tensor q, k;  // [B, S, H d]: before norm and rotation
+    torch::Tensor v;     // [B, S, H, d]
+  };
+  Projections project(const Attention& a, const torch::Tensor& x, AdapterTensors adapters) const;
   torch::Tensor sinusoid(const torch::Tensor& value) const;
   torch::Tensor rope_table(const torch::Tensor& txt_ids, const torch::Tensor& img_ids) const;
   torch::Tensor embed(const Embedder& e, const torch::Tensor& x, AdapterTensors adapters) const;

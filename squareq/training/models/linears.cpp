@@ -105,6 +105,14 @@ torch::Tensor Linears::dropped(const torch::Tensor& x, std::size_t layer) const 
   return x * mask.mul_(1.0 / keep);
 }
 
+torch::Tensor Linears::heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const {
+  std::vector<torch::Tensor> normed;
+  for (const HeadStream& s : streams) normed.push_back(rms_norm(s.x.unflatten(-1, {-1, s.weight.size(0)}), s.weight, epsilon));
+  const torch::Tensor joined = normed.size() == 1 ? normed[0] : torch::cat(normed, 1);
+  const torch::Tensor pairs = torch::view_as_complex(joined.to(torch::kFloat32).unflatten(-1, {-1, 2}));
+  return torch::view_as_real(pairs * rope.unsqueeze(1)).flatten(-2).to(joined.scalar_type());
+}
+
 torch::Tensor Linears::apply_float(const FloatWeight& weight, std::size_t layer, const torch::Tensor& x, std::int32_t activation,
                                    AdapterTensors adapters) const {
   torch::Tensor y = at::linear(x, weight.w, weight.bias);

@@ -1,5 +1,5 @@
 // Every Linear of a transformer by its diffusers name, whatever holds the weights: libtorch tensors of a float checkpoint, or a slab
-// through the contract. Model code asks for apply() and knows no more.
+// through the contract. Model code asks for apply() and heads() and knows no more.
 #pragma once
 
 #include <torch/types.h>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "squareq/training/model.hpp"
+#include "squareq/training/modules/normed_heads.hpp"
 
 namespace squareq::training {
 
@@ -57,6 +58,10 @@ class Linears {
 
   /// activation(x W^T + bias + branch), x [..., in] -> [..., out] in x's dtype. `adapters` are the tensors of the layer's own block.
   virtual torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const = 0;
+
+  /// Queries or keys of attention from their projections: RMSNorm of every head, RoPE, the streams joined: [B, sum of S, H, d] (normed_heads()). Here
+  /// in plain libtorch operations, which round between norm and rotation.
+  virtual torch::Tensor heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const;
 
   /// Resolves every adapter of the set (nullptr: none). `native` gives each linear's place in the fused scheme. Throws LR_KEY or
   /// LR_SHAPE and then changes nothing.

@@ -123,4 +123,9 @@ torch::Tensor SlabLinears::apply(std::size_t layer, const torch::Tensor& x, std:
   return y.view(shape);
 }
 
+torch::Tensor SlabLinears::heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const {
+  if (offers_normed_heads(backend_, streams[0].x.scalar_type())) return normed_heads(backend_, streams, rope, epsilon);
+  return Linears::heads(streams, rope, epsilon);
+}
+
 }  // namespace squareq::training
