@@ -29,7 +29,8 @@ sq_status describe(sq_context* context, sq_text_sink sink, void* user, sq_error*
     const nlohmann::ordered_json text = {
         {"name", "reference"}, {"version", "0.1.0"}, {"abi_version", SQ_ABI_VERSION}, {"device", "cpu"}, {"usable", true}, {"deterministic", true},
         {"groups", {"linear", "lora", "stream", "telemetry"}},
-        {"operations", {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain"}},
+        {"operations", {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward",
+                        "rms_norm_rope_backward", "explain"}},
         {"formats", {"bp8_v2"}}, {"activation_formats", {"per_token_int8"}}, {"activation_dtypes", {"f32", "bf16", "f16"}}, {"rounding_classes", {"R1", "R4"}},
         {"details", {{"threads", context ? context->threads : std::max(1u, std::thread::hardware_concurrency())}, {"summation", "fp32, ascending index"}}}};
     const std::string dumped = text.dump();

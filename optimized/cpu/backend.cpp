@@ -126,7 +126,8 @@ sq_status describe(sq_context* context, sq_text_sink sink, void* user, sq_error*
     const std::string text =
         R"({"name":"cpu","version":"0.1.0","abi_version":)" + std::to_string(SQ_ABI_VERSION) +
         R"(,"device":"cpu","usable":true,"deterministic":true,"groups":["linear","lora","stream","telemetry"],)"
-        R"("operations":["quantize","dequantize","linear_forward","linear_backward","quantize_activation","numeric_guard","explain"],)"
+        R"("operations":["quantize","dequantize","linear_forward","linear_backward","quantize_activation","numeric_guard",)"
+        R"("rms_norm_rope_forward","rms_norm_rope_backward","explain"],)"
         R"("formats":["bp8_v2","per_token_int8"],"activation_dtypes":["f32","bf16","f16"],"rounding_classes":["R1","R4"],)"
         R"("details":{"isa":")" + std::string(kernels.isa) + R"(","blas_kernels":")" + blas_kernels() + R"("}})";
     sink(user, text.data(), text.size());
@@ -143,8 +144,8 @@ constexpr sq_linear_group kLinear = {
     .quantize_activation = call<sq_quantize_activation_args, quantize_activation>,
     .numeric_guard = call<sq_numeric_guard_args, numeric_guard>,
     .explain = explain_op,
-    .rms_norm_rope_forward = nullptr,
-    .rms_norm_rope_backward = nullptr,
+    .rms_norm_rope_forward = call<sq_rms_norm_rope_forward_args, rms_norm_rope_forward>,
+    .rms_norm_rope_backward = call<sq_rms_norm_rope_backward_args, rms_norm_rope_backward>,
 };
 
 constexpr sq_stream_group kStream = {

@@ -42,6 +42,16 @@ struct Kernels {
   /// out = ((x - mean) / sqrt(variance + epsilon)) * (1 + scale) + shift, statistics in double over 16 fixed lanes.
   void (*layernorm_modulate)(const float* x, const float* shift, const float* scale, std::int64_t n, float epsilon, float* out);
 
+  /// Sums in double over 16 fixed lanes, added to `lanes`: of x^2, of x w g. Where `n` is cut, pieces but the last are multiples of 16.
+  void (*add_squares)(const float* x, std::int64_t n, double* lanes);
+  void (*add_products)(const float* x, const float* w, const float* g, std::int64_t n, double* lanes);
+  /// out = x r w
+  void (*scale_by_weight)(const float* x, const float* w, std::int64_t n, float r, float* out);
+  /// Neighbouring pairs turned by the table (cos, sin, cos, sin, ...), in place; `direction` is 1, or -1 for the transpose. `n` is even.
+  void (*rotate_pairs)(const float* rope, std::int64_t n, float direction, float* values);
+  /// out = r (w g - x r m), in place of g allowed; m is the mean of x r w g.
+  void (*rms_norm_gradient)(const float* x, const float* w, const float* g, std::int64_t n, float r, float m, float* out);
+
   /// acc += int32(partial); partial holds exact integers.
   void (*accumulate_i32)(const float* partial, std::int64_t n, std::int32_t* acc);
   /// out = (float(acc) * row_scale) * column_scale; column_scale may be null (then 1).

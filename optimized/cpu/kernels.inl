@@ -204,6 +204,35 @@ void layernorm_modulate(const float* x, const float* shift, const float* scale, 
     out[k] = static_cast<float>((x[k] - mean) * inverse) * (1.0f + scale[k]) + shift[k];
 }
 
+void add_squares(const float* x, int64_t n, double* lanes) {
+  constexpr int64_t count = 16;
+  int64_t i = 0;
+  for (; i + count <= n; i += count)
+    for (int64_t l = 0; l < count; ++l) lanes[l] += static_cast<double>(x[i + l]) * x[i + l];
+  for (int64_t l = 0; i + l < n; ++l) lanes[l] += static_cast<double>(x[i + l]) * x[i + l];
+}
+void add_products(const float* x, const float* w, const float* g, int64_t n, double* lanes) {
+  constexpr int64_t count = 16;
+  int64_t i = 0;
+  for (; i + count <= n; i += count)
+    for (int64_t l = 0; l < count; ++l) lanes[l] += static_cast<double>(x[i + l]) * (w[i + l] * g[i + l]);
+  for (int64_t l = 0; i + l < n; ++l) lanes[l] += static_cast<double>(x[i + l]) * (w[i + l] * g[i + l]);
+}
+void scale_by_weight(const float* __restrict x, const float* __restrict w, int64_t n, float r, float* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * r * w[i];
+}
+void rotate_pairs(const float* __restrict rope, int64_t n, float direction, float* __restrict values) {
+  for (int64_t i = 0; i < n; i += 2) {
+    const float cosine = rope[i], sine = direction * rope[i + 1], even = values[i], odd = values[i + 1];
+    values[i] = even * cosine - odd * sine;
+    values[i + 1] = even * sine + odd * cosine;
+  }
+}
+void rms_norm_gradient(const float* x, const float* w, const float* g, int64_t n, float r, float m, float* out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = r * (w[i] * g[i] - x[i] * r * m);
+}
+
 void accumulate_i32(const float* __restrict partial, int64_t n, int32_t* __restrict acc) {
   for (int64_t i = 0; i < n; ++i) acc[i] += static_cast<int32_t>(partial[i]);
 }
@@ -271,6 +300,11 @@ const Kernels SQ_CONCAT(kernels_, SQ_ISA) = {
     .gelu_erf_gradient = gelu_erf_gradient,
     .silu_gradient = silu_gradient,
     .layernorm_modulate = layernorm_modulate,
+    .add_squares = add_squares,
+    .add_products = add_products,
+    .scale_by_weight = scale_by_weight,
+    .rotate_pairs = rotate_pairs,
+    .rms_norm_gradient = rms_norm_gradient,
     .accumulate_i32 = accumulate_i32,
     .rescale_i32 = rescale_i32,
     .count_nonfinite_f32 = count_nonfinite_f32,

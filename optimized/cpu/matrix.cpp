@@ -74,13 +74,14 @@ void check_any(const sq_tensor* t, const char* name, std::initializer_list<std::
   check_data(*t, name, "", count);
 }
 
-Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::int32_t dtype, std::int64_t length) {
+Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::initializer_list<std::int32_t> dtypes, std::int64_t length) {
   if (t == nullptr) refuse(SQ_CALL_NULL, layer, name, "is required and null");
-  check_storage(*t, name, layer, {dtype});
-  if (t->rank != 1 || t->shape[0] != length)
+  check_storage(*t, name, layer, dtypes);
+  if (t->rank != 1 || t->shape[0] < 0 || (length >= 0 && t->shape[0] != length))
     refuse(SQ_CALL_SHAPE, layer, name,
            "shape is " + (t->rank >= 0 && t->rank <= SQ_MAX_RANK ? shape_text(*t) : "of rank " + std::to_string(t->rank)) + ", expected [" +
-               std::to_string(length) + "]");
+               dimension(length) + "]");
+  length = t->shape[0];
   if (length > 1 && t->strides[0] != 1) refuse(SQ_CALL_SHAPE, layer, name, "stride is " + std::to_string(t->strides[0]) + ", expected 1");
   check_data(*t, name, layer, length);
   return {static_cast<std::byte*>(t->data), t->dtype, 1, length, length, true};

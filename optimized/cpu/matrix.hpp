@@ -47,8 +47,8 @@ Matrix check_matrix(const sq_tensor* t, const char* name, const std::string& lay
 /// As check_matrix, CALL_NULL where `t` is null.
 Matrix require_matrix(const sq_tensor* t, const char* name, const std::string& layer, const Expect& expect);
 
-/// A contiguous vector [length], as a matrix of one row.
-Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::int32_t dtype, std::int64_t length);
+/// A contiguous vector [length], as a matrix of one row. A length of -1 is free.
+Matrix require_vector(const sq_tensor* t, const char* name, const std::string& layer, std::initializer_list<std::int32_t> dtypes, std::int64_t length);
 
 /// Checks a tensor of any rank and strides.
 void check_any(const sq_tensor* t, const char* name, std::initializer_list<std::int32_t> dtypes);

@@ -10,7 +10,7 @@ namespace squareq::cpu {
 namespace {
 
 void check_zero_point(const sq_tensor& t, const std::string& layer, std::int64_t out, bool read) {
-  const Matrix zp = require_vector(&t, "zero_point", layer, SQ_F32, out);
+  const Matrix zp = require_vector(&t, "zero_point", layer, {SQ_F32}, out);
   if (!read) return;
   const float* values = zp.row<float>(0);
   for (std::int64_t n = 0; n < out; ++n)
@@ -34,9 +34,9 @@ Weight resolve_parts(const sq_weight& w, bool values = true) {
     refuse(SQ_CALL_SHAPE, layer, "qweight", "has " + std::to_string(q.cols) + " columns, in_features is " + std::to_string(result.in));
   result.q = q.row<std::int8_t>(0);
   result.stride = q.stride;
-  result.scale = require_vector(parts["scale"], "scale", layer, SQ_F32, result.out).row<float>(0);
+  result.scale = require_vector(parts["scale"], "scale", layer, {SQ_F32}, result.out).row<float>(0);
   if (const sq_tensor* zero_point = parts["zero_point"]) check_zero_point(*zero_point, layer, result.out, values);
-  if (const sq_tensor* bias = parts["bias"]) result.bias = require_vector(bias, "bias", layer, SQ_F32, result.out).row<float>(0);
+  if (const sq_tensor* bias = parts["bias"]) result.bias = require_vector(bias, "bias", layer, {SQ_F32}, result.out).row<float>(0);
   return result;
 }
 

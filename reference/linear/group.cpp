@@ -40,7 +40,9 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
       }
       case SQ_OP_QUANTIZE_ACTIVATION: name = "quantize_activation", quantize_activation(*context, static_cast<const sq_quantize_activation_args*>(args), false); break;
       case SQ_OP_NUMERIC_GUARD: name = "numeric_guard", numeric_guard(*context, static_cast<const sq_numeric_guard_args*>(args), false); break;
-      default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 5");
+      case SQ_OP_RMS_NORM_ROPE_FORWARD: name = "rms_norm_rope_forward", rms_norm_rope_forward(*context, static_cast<const sq_rms_norm_rope_forward_args*>(args), false); break;
+      case SQ_OP_RMS_NORM_ROPE_BACKWARD: name = "rms_norm_rope_backward", rms_norm_rope_backward(*context, static_cast<const sq_rms_norm_rope_backward_args*>(args), false); break;
+      default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", must be 0 to 7");
     }
     const std::string text = nlohmann::ordered_json{{"op", name}, {"kernel", kernel}, {"rejected", nlohmann::json::array()}}.dump();
     sink(user, text.data(), text.size());
@@ -54,6 +56,6 @@ extern const sq_linear_group linear_group = {
     entry<sq_quantize_args, quantize>, entry<sq_dequantize_args, dequantize>,
     entry<sq_linear_forward_args, linear_forward>, entry<sq_linear_backward_args, linear_backward>,
     entry<sq_quantize_activation_args, quantize_activation>, entry<sq_numeric_guard_args, numeric_guard>,
-    explain, nullptr, nullptr};
+    explain, entry<sq_rms_norm_rope_forward_args, rms_norm_rope_forward>, entry<sq_rms_norm_rope_backward_args, rms_norm_rope_backward>};
 
 }  // namespace squareq::reference

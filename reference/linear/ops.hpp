@@ -18,6 +18,8 @@ void quantize_activation(sq_context&, const sq_quantize_activation_args*, bool r
 void linear_forward(sq_context&, const sq_linear_forward_args*, bool run);
 void linear_backward(sq_context&, const sq_linear_backward_args*, bool run);
 void numeric_guard(sq_context&, const sq_numeric_guard_args*, bool run);
+void rms_norm_rope_forward(sq_context&, const sq_rms_norm_rope_forward_args*, bool run);
+void rms_norm_rope_backward(sq_context&, const sq_rms_norm_rope_backward_args*, bool run);
 
 /// The low-rank branch with its tensors checked. `x` is the branch's own input, or null.
 struct Lora {

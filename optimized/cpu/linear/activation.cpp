@@ -39,7 +39,7 @@ Job prepare(const sq_quantize_activation_args& args) {
   }
   const Parts out(args.out, args.out_count, "", "per_token_int8", {"q", "scale"});
   job.q = require_matrix(out["q"], "q", "", {{SQ_I8}, job.x.rows, job.x.cols, Use::output});
-  job.row_scale = require_vector(out["scale"], "scale", "", SQ_F32, job.x.rows).row<float>(0);
+  job.row_scale = require_vector(out["scale"], "scale", "", {SQ_F32}, job.x.rows).row<float>(0);
   return job;
 }
 

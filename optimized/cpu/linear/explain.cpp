@@ -54,7 +54,13 @@ std::string explain(Context& context, std::int32_t op, const void* args) {
     }
     case SQ_OP_QUANTIZE_ACTIVATION: check_quantize_activation(struct_of<sq_quantize_activation_args>(args)); return object("quantize_activation", "per_token_int8_rows/" + isa, {});
     case SQ_OP_NUMERIC_GUARD: check_guard(struct_of<sq_numeric_guard_args>(args)); return object("numeric_guard", "count_nonfinite/" + isa, {});
-    default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", expected 0 to 5");
+    case SQ_OP_RMS_NORM_ROPE_FORWARD:
+      check_rms_norm_rope(struct_of<sq_rms_norm_rope_forward_args>(args));
+      return object("rms_norm_rope_forward", "rms_norm_rope_rows/" + isa, {});
+    case SQ_OP_RMS_NORM_ROPE_BACKWARD:
+      check_rms_norm_rope(struct_of<sq_rms_norm_rope_backward_args>(args));
+      return object("rms_norm_rope_backward", "rms_norm_rope_rows/" + isa, {});
+    default: throw Error(Code::CALL_VALUE, "op is " + std::to_string(op) + ", expected 0 to 7");
   }
 }
 

@@ -41,7 +41,7 @@ void count(const Kernels& kernels, std::int32_t dtype, const std::byte* data, st
 
 void check_guard(const sq_numeric_guard_args& args) {
   check_any(args.x, "x", {SQ_F32, SQ_BF16, SQ_F16, SQ_F64});
-  require_vector(args.counts, "counts", "", SQ_I64, 2);
+  require_vector(args.counts, "counts", "", {SQ_I64}, 2);
 }
 
 void numeric_guard(Context& context, const sq_numeric_guard_args& args) {

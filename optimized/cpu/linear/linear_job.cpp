@@ -45,7 +45,7 @@ void check_codes(const sq_quantized_activation& xq, ForwardJob& job) {
   job.xq = codes.row<std::int8_t>(0);
   job.xq_stride = codes.stride;
   job.rows = codes.rows;
-  job.xq_scale = require_vector(parts["scale"], "xq.scale", layer, SQ_F32, codes.rows).row<float>(0);
+  job.xq_scale = require_vector(parts["scale"], "xq.scale", layer, {SQ_F32}, codes.rows).row<float>(0);
 }
 
 }  // namespace

@@ -34,8 +34,8 @@ Job prepare(const sq_quantize_args& args) {
   const std::int64_t padded = (job.w.cols + pack - 1) / pack * pack;
   const Parts out(args.out, args.out_count, layer, "bp8_v2", {"qweight", "scale", "zero_point"});
   job.q = require_matrix(out["qweight"], "qweight", layer, {{SQ_I8}, job.w.rows, padded, Use::output});
-  job.scale = require_vector(out["scale"], "scale", layer, SQ_F32, job.w.rows).row<float>(0);
-  job.zero_point = require_vector(out["zero_point"], "zero_point", layer, SQ_F32, job.w.rows).row<float>(0);
+  job.scale = require_vector(out["scale"], "scale", layer, {SQ_F32}, job.w.rows).row<float>(0);
+  job.zero_point = require_vector(out["zero_point"], "zero_point", layer, {SQ_F32}, job.w.rows).row<float>(0);
   return job;
 }
 
