@@ -158,7 +158,7 @@ class Smoke {
   }
 
   void operations() {
-    for (const char* name : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain"}) {
+    for (const char* name : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward", "rms_norm_rope_backward", "explain"}) {
       if (!description_.operations.contains(name)) {
         rule("SQ-ADP-015", std::string("answers ") + name + ", which it does not describe, with unsupported", [&] {
           try {
@@ -254,6 +254,32 @@ class Smoke {
       send("numeric_guard", std::move(request));
       return difference(counts, {1, 1});
     }
+    if (name.starts_with("rms_norm_rope")) {  // r is 1/4, every pair makes a quarter turn
+      Guarded rows = tensor("x", SQ_F32, {1, 4}, {2, -2, 2, 2}), norm = tensor("weight", SQ_F32, {2}, {1, 2}), turn = tensor("rope", SQ_F32, {1, 2}, {0, 1});
+      if (name == "rms_norm_rope_forward") {
+        Guarded out("y", Role::out, SQ_F32, {1, 4});
+        auto args = sized<sq_rms_norm_rope_forward_args>();
+        args.epsilon = 12;
+        args.x = rows.tensor();
+        args.weight = norm.tensor();
+        args.rope = turn.tensor();
+        args.y = out.tensor();
+        request.rms_norm_rope_forward(&args);
+        send("rms_norm_rope_forward", std::move(request));
+        return difference(out, {1, 0.5, -1, 0.5});
+      }
+      Guarded dx("dx", Role::out, SQ_F32, {1, 4}), gradient = tensor("dy", SQ_F32, {1, 4}, {1, 2, 3, -4});
+      auto args = sized<sq_rms_norm_rope_backward_args>();
+      args.epsilon = 12;
+      args.dy = gradient.tensor();
+      args.x = rows.tensor();
+      args.weight = norm.tensor();
+      args.rope = turn.tensor();
+      args.dx = dx.tensor();
+      request.rms_norm_rope_backward(&args);
+      send("rms_norm_rope_backward", std::move(request));
+      return difference(dx, {0.375, -0.375, -0.6875, -1.1875});
+    }
     Guarded y("y", Role::out, SQ_F32, {1, 2});
     auto args = sized<sq_linear_forward_args>();
     args.weight = &ref;
@@ -276,7 +302,7 @@ class Smoke {
   /// The first operation that it offers, without its main input.
   void refusal() {
     const char* name = nullptr;
-    for (const char* candidate : {"linear_forward", "linear_backward", "dequantize", "quantize", "quantize_activation", "numeric_guard"})
+    for (const char* candidate : {"linear_forward", "linear_backward", "dequantize", "quantize", "quantize_activation", "numeric_guard", "rms_norm_rope_forward", "rms_norm_rope_backward"})
       if (!name && description_.operations.contains(candidate)) name = candidate;
     if (!name) return;  // it offers none: there is nothing to refuse
     Guarded out("y", Role::out, SQ_F32, {1, 2});

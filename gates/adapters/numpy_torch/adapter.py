@@ -1,5 +1,5 @@
-"""INT8 linear layers with LoRA in numpy and torch: an adapter that conforms to the profiles linear and lora-training, and the example to
-start a new one from.
+"""INT8 linear layers with LoRA, and attention's queries and keys, in numpy and torch: an adapter that conforms to the profiles linear and
+lora-training, and the example to start a new one from.
 
   squareq gates --adapter "python gates/adapters/numpy_torch/adapter.py"
 
@@ -140,7 +140,52 @@ def linear_backward(request):
     call.answer(**out)
 
 
-OPERATIONS = {f.__name__: f for f in (quantize, dequantize, linear_forward, linear_backward)}
+class Heads:
+    """X [M, H d], the norm's weight [d], and the table [P, d] of (cos, sin) pairs or None, all in fp64."""
+
+    def __init__(self, call):
+        self.epsilon = float(call.request["epsilon"])
+        need(math.isfinite(self.epsilon) and self.epsilon > 0, "CALL_VALUE", "epsilon", f"is {self.epsilon}, must be finite and above 0")
+        x = call.get("x", FLOATS, [None, None], "CALL_NULL")
+        weight = call.get("weight", FLOATS, [None], "CALL_NULL")
+        self.shape, self.dtype, self.d = list(x.shape), NAMES[x.dtype], len(weight)
+        need(self.d > 0 and x.shape[1] > 0 and x.shape[1] % self.d == 0, "CALL_SHAPE", "x", f"has {x.shape[1]} columns, must have whole heads of {self.d}")
+        rope = call.get("rope", ["F32"], [None, self.d])
+        if rope is not None:
+            need(self.d % 2 == 0, "CALL_SHAPE", "rope", f"turns pairs, a head has {self.d} elements")
+            need(len(rope) > 0 and len(x) % len(rope) == 0, "CALL_SHAPE", "rope", f"has {len(rope)} rows, must divide the {len(x)} of x")
+            rope = rope.double().view(-1, 1, self.d // 2, 2).repeat(len(x) // len(rope), 1, 1, 1)  # row m takes row m mod P
+        self.x, self.weight, self.rope = x.double(), weight.double(), rope
+
+    def forward(self, x):
+        heads = x.view(len(x), -1, self.d)
+        n = heads / torch.sqrt(heads.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weight
+        if self.rope is None:
+            return n.reshape(x.shape)
+        even, odd = n.unflatten(-1, (-1, 2)).unbind(-1)
+        c, s = self.rope.unbind(-1)
+        return torch.stack([even * c - odd * s, even * s + odd * c], -1).reshape(x.shape)
+
+
+def rms_norm_rope_forward(request):
+    call = Call(request)
+    heads = Heads(call)
+    call.want("y", [heads.dtype], heads.shape, "CALL_NULL")
+    call.checked("torch, fp64")
+    call.answer(y=heads.forward(heads.x).float())
+
+
+def rms_norm_rope_backward(request):
+    call = Call(request)
+    heads = Heads(call)
+    dy = call.get("dy", [heads.dtype], heads.shape, "CALL_NULL").double()
+    call.want("dx", [heads.dtype], heads.shape, "CALL_NULL")
+    call.checked("torch.autograd, fp64")
+    x = heads.x.requires_grad_()
+    call.answer(dx=torch.autograd.grad(heads.forward(x), x, dy)[0].float())
+
+
+OPERATIONS = {f.__name__: f for f in (quantize, dequantize, linear_forward, linear_backward, rms_norm_rope_forward, rms_norm_rope_backward)}
 COMMANDS = {**OPERATIONS, "explain": explain_of(OPERATIONS)}
 DESCRIBE = {"name": "numpy_torch", "version": "1.0.0", "abi_version": 1, "device": "cpu", "deterministic": True, "groups": ["linear", "lora"],
             "operations": list(COMMANDS), "formats": ["bp8_v2"], "activation_dtypes": ["f32", "bf16", "f16"], "rounding_classes": ["R1"]}
