@@ -165,6 +165,8 @@ void run_describe(Trial& trial) {
   check_one("linear_backward", group.linear_backward != nullptr);
   check_one("quantize_activation", group.quantize_activation != nullptr);
   check_one("numeric_guard", group.numeric_guard != nullptr);
+  check_one("rms_norm_rope_forward", offered(group, &sq_linear_group::rms_norm_rope_forward));
+  check_one("rms_norm_rope_backward", offered(group, &sq_linear_group::rms_norm_rope_backward));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Wrong arguments of quantize, dequantize and quantize_activation.
+// Wrong arguments of quantize, dequantize, quantize_activation and rms_norm_rope.
 #include <cmath>
 #include <limits>
 
@@ -129,6 +129,84 @@ void run_quantize_activation(Trial& trial) {
   refuse("3 groups for 4 rows", {Code::CALL_SHAPE}, [&](Call& c) { c.args.producer = SQ_PRODUCER_LAYERNORM_MODULATE, c.args.shift = three.tensor(), c.args.scale = three.tensor(), c.args.epsilon = 1e-6f; }, {"3", "4"});
 }
 
+/// x [4, 2 heads of 16] of BF16 with a table of 2 rows. Both directions refuse what both are given, and name it.
+struct HeadsCall {
+  Guarded x{"x", Role::in, SQ_BF16, {4, 32}}, dy{"dy", Role::in, SQ_BF16, {4, 32}}, weight{"weight", Role::in, SQ_F32, {16}}, rope{"rope", Role::in, SQ_F32, {2, 16}}, y{"y", Role::out, SQ_BF16, {4, 32}},
+      dx{"dx", Role::out, SQ_BF16, {4, 32}};
+  sq_tensor x_view = *x.tensor(), dy_view = *dy.tensor(), weight_view = *weight.tensor(), rope_view = *rope.tensor(), y_view = *y.tensor(), dx_view = *dx.tensor();
+  sq_rms_norm_rope_forward_args forward = sized<sq_rms_norm_rope_forward_args>();
+  sq_rms_norm_rope_backward_args backward = sized<sq_rms_norm_rope_backward_args>();
+
+  HeadsCall() {
+    for (Guarded* t : {&x, &dy, &weight, &rope}) t->fill(0.5);
+    forward.epsilon = backward.epsilon = 1e-6f;
+    forward.x = backward.x = &x_view, forward.weight = backward.weight = &weight_view, forward.rope = backward.rope = &rope_view;
+    forward.y = &y_view, backward.dy = &dy_view, backward.dx = &dx_view;
+  }
+};
+
+struct HeadsFault {
+  const char* what;
+  std::vector<Code> codes;
+  std::vector<std::string_view> names;
+  void (*plant)(HeadsCall&);
+  bool forward = true, backward = true;
+};
+
+void run_heads(Trial& trial, const std::vector<HeadsFault>& faults) {
+  Instance& instance = trial.instance();
+  for (const HeadsFault& fault : faults) {
+    HeadsCall c;
+    fault.plant(c);
+    const auto refuse = [&](const char* name, const auto& operation) {
+      const std::string what = std::string(name) + " with " + fault.what;
+      must_name(what, call_refused(what, fault.codes, {&c.x, &c.dy, &c.weight, &c.rope, &c.y, &c.dx}, operation), fault.names);
+    };
+    if (fault.forward) refuse("rms_norm_rope_forward", [&](sq_error* e) { return instance.linear().rms_norm_rope_forward(instance.get(), &c.forward, e); });
+    if (fault.backward) refuse("rms_norm_rope_backward", [&](sq_error* e) { return instance.linear().rms_norm_rope_backward(instance.get(), &c.backward, e); });
+  }
+}
+
+void run_rms_norm_rope(Trial& trial) {
+  run_heads(trial, {
+      {"no x", {Code::CALL_NULL}, {"x"}, [](HeadsCall& c) { c.forward.x = c.backward.x = nullptr; }},
+      {"no weight", {Code::CALL_NULL}, {"weight"}, [](HeadsCall& c) { c.forward.weight = c.backward.weight = nullptr; }},
+      {"no y", {Code::CALL_NULL}, {"y"}, [](HeadsCall& c) { c.forward.y = nullptr; }, true, false},
+      {"no dy", {Code::CALL_NULL}, {"dy"}, [](HeadsCall& c) { c.backward.dy = nullptr; }, false, true},
+      {"no dx", {Code::CALL_NULL}, {"dx"}, [](HeadsCall& c) { c.backward.dx = nullptr; }, false, true},
+      {"x of codes", {Code::CALL_DTYPE}, {"x", "i8|int8"}, [](HeadsCall& c) { c.x_view.dtype = SQ_I8; }},
+      {"a table of halves", {Code::CALL_DTYPE}, {"rope", "f16|float16", "f32|float32"}, [](HeadsCall& c) { c.rope_view.dtype = SQ_F16; }},
+      {"y of another dtype", {Code::CALL_DTYPE}, {"y", "f16|float16", "bf16|bfloat16"}, [](HeadsCall& c) { c.y_view.dtype = SQ_F16; }, true, false},
+      {"dx of another dtype", {Code::CALL_DTYPE}, {"dx", "f16|float16", "bf16|bfloat16"}, [](HeadsCall& c) { c.dx_view.dtype = SQ_F16; }, false, true},
+      {"heads that do not fill a row", {Code::CALL_SHAPE}, {"x", "32", "12"}, [](HeadsCall& c) { c.weight_view.shape[0] = 12, c.forward.rope = c.backward.rope = nullptr; }},
+      {"a table of 8 columns", {Code::CALL_SHAPE}, {"rope", "8", "16"}, [](HeadsCall& c) { c.rope_view.shape[1] = 8; }},
+      {"a table of 3 rows", {Code::CALL_SHAPE}, {"rope", "3", "4"}, [](HeadsCall& c) { c.rope_view = *c.weight.tensor(), c.rope_view.rank = 2, c.rope_view.shape[0] = 3, c.rope_view.shape[1] = 4, c.rope_view.strides[0] = 4, c.rope_view.strides[1] = 1, c.weight_view.shape[0] = 4; }},
+      {"y of 3 rows", {Code::CALL_SHAPE}, {"y", "3", "4"}, [](HeadsCall& c) { c.y_view.shape[0] = 3; }, true, false},
+      {"dy of 3 rows", {Code::CALL_SHAPE}, {"dy", "3", "4"}, [](HeadsCall& c) { c.dy_view.shape[0] = 3; }, false, true},
+      {"an epsilon of -1", {Code::CALL_VALUE}, {"epsilon", "-1"}, [](HeadsCall& c) { c.forward.epsilon = c.backward.epsilon = -1; }},
+  });
+}
+
+/// What does not travel to an adapter: views, devices, and calls without arguments or context.
+void run_rms_norm_rope_views(Trial& trial) {
+  run_heads(trial, {
+      {"every second column of x", {Code::CALL_SHAPE}, {"x", "2"}, [](HeadsCall& c) { c.x_view.shape[1] = 16, c.x_view.strides[1] = 2, c.y_view.shape[1] = c.dy_view.shape[1] = c.dx_view.shape[1] = 16; }},
+      {"every second column of the table", {Code::CALL_SHAPE}, {"rope", "2"}, [](HeadsCall& c) { c.rope_view.strides[1] = 2; }},
+      {"rows of y that overlap", {Code::CALL_SHAPE}, {"y", "31", "32"}, [](HeadsCall& c) { c.y_view.strides[0] = 31; }, true, false},
+      {"rows of dx that overlap", {Code::CALL_SHAPE}, {"dx", "31", "32"}, [](HeadsCall& c) { c.dx_view.strides[0] = 31; }, false, true},
+      {"x at an odd address", {Code::CALL_ALIGN}, {"x"}, [](HeadsCall& c) { c.x_view.data = static_cast<std::byte*>(c.x_view.data) + 1, c.x_view.shape[0] = 2, c.y_view.shape[0] = c.dy_view.shape[0] = c.dx_view.shape[0] = 2; }},
+      {"a table on another device", {Code::CALL_DEVICE}, {"rope"}, [](HeadsCall& c) { c.rope_view.device = {SQ_CUDA, 0}; }},
+      {"no memory for the weight", {Code::CALL_NULL}, {"weight"}, [](HeadsCall& c) { c.weight_view.data = nullptr; }},
+  });
+  Instance& instance = trial.instance();
+  const sq_linear_group& linear = instance.linear();
+  HeadsCall c;
+  call_refused("rms_norm_rope_forward without arguments", {Code::CALL_NULL}, {}, [&](sq_error* e) { return linear.rms_norm_rope_forward(instance.get(), nullptr, e); });
+  call_refused("rms_norm_rope_backward without arguments", {Code::CALL_NULL}, {}, [&](sq_error* e) { return linear.rms_norm_rope_backward(instance.get(), nullptr, e); });
+  call_refused("rms_norm_rope_forward without a context", {Code::CALL_NULL}, {&c.y}, [&](sq_error* e) { return linear.rms_norm_rope_forward(nullptr, &c.forward, e); });
+  call_refused("rms_norm_rope_backward without a context", {Code::CALL_NULL}, {&c.dx}, [&](sq_error* e) { return linear.rms_norm_rope_backward(nullptr, &c.backward, e); });
+}
+
 }  // namespace
 
 void add_operations(Cases& cases) {
@@ -140,6 +218,11 @@ void add_operations(Cases& cases) {
   }
   cases.push_back({10, "errors.dequantize", Kind::vector, {"SQ-QNT-014", "SQ-QNT-015", "SQ-ERR-007"}, {"linear", "operation:dequantize"}, "rows read past the weight", run_dequantize});
   cases.push_back({10, "errors.quantize_activation", Kind::vector, {"SQ-LIN-040", "SQ-LIN-041", "SQ-LIN-045", "SQ-LIN-046"}, {"linear", "operation:quantize_activation"}, "a producer guessed, a group broadcast", run_quantize_activation});
+  const std::vector<std::string> heads = {"linear", "operation:rms_norm_rope_forward", "operation:rms_norm_rope_backward", "dtype:bf16"};
+  std::vector<std::string> in_process = heads;
+  in_process.push_back("in_process");
+  cases.push_back({10, "errors.rms_norm_rope", Kind::vector, {"SQ-LIN-065", "SQ-LIN-040", "SQ-LIN-041", "SQ-LIN-043", "SQ-LIN-046", "SQ-ERR-007"}, heads, "a table or a weight read past its end, a refusal that does not say which tensor", run_rms_norm_rope});
+  cases.push_back({10, "errors.rms_norm_rope.views", Kind::vector, {"SQ-LIN-042", "SQ-LIN-043", "SQ-LIN-046", "SQ-CNV-003"}, in_process, "a view, a device or a null taken for a tensor of its own", run_rms_norm_rope_views});
 }
 
 }  // namespace squareq::gates::g10

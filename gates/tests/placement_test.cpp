@@ -153,6 +153,10 @@ template <>
 bool flip_all(const sq_linear_backward_args& a) {
   return static_cast<int>(flip(a.weight)) & flip(a.dy) & flip(a.preactivation) & flip(a.x) & flip(a.lora) & flip(a.h) & flip(a.dx) & flip(a.dx_lora) & flip(a.da_t) & flip(a.db_t);
 }
+template <>
+bool flip_all(const sq_rms_norm_rope_forward_args& a) { return static_cast<int>(flip(a.x)) & flip(a.weight) & flip(a.rope) & flip(a.y); }
+template <>
+bool flip_all(const sq_rms_norm_rope_backward_args& a) { return static_cast<int>(flip(a.dy)) & flip(a.x) & flip(a.weight) & flip(a.rope) & flip(a.dx); }
 
 template <class Args, auto operation>
 sq_status operate(sq_context* context, const Args* args, sq_error* error) {
@@ -203,7 +207,7 @@ sq_status fake_lease_weight(sq_context* c, std::uint64_t session, sq_lease lease
   return status;
 }
 
-/// The reference as if it were on the fake device: forward, backward, quantize, dequantize, streaming.
+/// The reference as if it were on the fake device: forward, backward, quantize, dequantize, queries and keys, streaming.
 const sq_implementation* fake_implementation() {
   static sq_linear_group linear{};
   static sq_stream_group stream{};
@@ -211,7 +215,7 @@ const sq_implementation* fake_implementation() {
   inner.emplace(Implementation::load(find_backend("reference")));
   using G = sq_linear_group;
   linear = {sizeof linear, 0, operate<sq_quantize_args, &G::quantize>, operate<sq_dequantize_args, &G::dequantize>, operate<sq_linear_forward_args, &G::linear_forward>,
-            operate<sq_linear_backward_args, &G::linear_backward>, nullptr, nullptr, nullptr};
+            operate<sq_linear_backward_args, &G::linear_backward>, nullptr, nullptr, nullptr, operate<sq_rms_norm_rope_forward_args, &G::rms_norm_rope_forward>, operate<sq_rms_norm_rope_backward_args, &G::rms_norm_rope_backward>};
   stream = *(*inner)->stream;
   stream.acquire = fake_acquire;
   stream.release = fake_release;
@@ -242,7 +246,7 @@ class Placement : public ::testing::Test {
 TEST_F(Placement, cases_run_on_a_device_as_they_do_on_the_host) {  // SQ-CNF-017
   int ran = 0;
   for (const Case& c : all_cases()) {
-    const bool wanted = c.id.starts_with("dequantize.") || c.id.starts_with("loading.lease.") || c.id.starts_with("forward.strided") || c.id.starts_with("lora.") ||
+    const bool wanted = c.id.starts_with("dequantize.") || c.id.starts_with("loading.lease.") || c.id.starts_with("forward.strided") || c.id.starts_with("lora.") || c.id.starts_with("rms_norm_rope.") || c.id == "errors.rms_norm_rope" ||
                         c.id == "forward.refusals" || c.id == "linear.no_rows" || c.id == "forward.differential.bf16" || c.id == "memory.refused" || c.id == "memory.stream_bytes" || c.id == "registry.described" ||
                         c.id == "training.streamed.slots2.lookahead1.late_reads.residents" || c.id == "training.released_lease" || c.id == "training.failed_read" ||
                         c.id == "training.two_sessions" || c.id == "training.differential" || c.id.starts_with("vector.forward");

@@ -158,7 +158,7 @@ class Heads:
         self.x, self.weight, self.rope = x.double(), weight.double(), rope
 
     def forward(self, x):
-        heads = x.view(len(x), -1, self.d)
+        heads = x.view(len(x), x.shape[1] // self.d, self.d)
         n = heads / torch.sqrt(heads.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weight
         if self.rope is None:
             return n.reshape(x.shape)
