@@ -253,6 +253,9 @@ void run_refused(Trial& trial) {
   refused("x of rank 1", {Code::CALL_SHAPE}, [](Damaged& c) { c.x = c.t.make("x", SQ_BF16, {16}, 1); });
   refused("columns that are no whole heads", {Code::CALL_SHAPE}, [](Damaged& c) { c.weight = c.t.make("weight", SQ_F32, {6}, 1), c.rope = nullptr; });
   refused("heads without elements", {Code::CALL_SHAPE}, [](Damaged& c) { c.weight = c.t.make("weight", SQ_F32, {0}, 1), c.rope = nullptr; });
+  refused("rows without heads", {Code::CALL_SHAPE}, [](Damaged& c) {
+    c.x = c.t.make("x", SQ_BF16, {6, 0}, 1), c.dy = c.t.make("dy", SQ_BF16, {6, 0}, 1), c.y = c.dx = c.t.make("out", SQ_BF16, {6, 0}, 0, Role::out);
+  });
   refused("a wider table", {Code::CALL_SHAPE}, [](Damaged& c) { c.rope = c.t.make("rope", SQ_F32, {3, 16}, 1); });
   refused("a table of 4 rows for 6", {Code::CALL_SHAPE}, [](Damaged& c) { c.rope = c.t.make("rope", SQ_F32, {4, 8}, 1); });
   refused("a table without rows", {Code::CALL_SHAPE}, [](Damaged& c) { c.rope = c.t.make("rope", SQ_F32, {0, 8}, 1); });

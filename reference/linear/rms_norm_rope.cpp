@@ -11,17 +11,17 @@ namespace {
 
 /// One call with its tensors checked.
 struct Heads {
-  sq_tensor x{}, weight{};
-  const sq_tensor* rope = nullptr;  // null: no rotation
-  std::int64_t rows = 0, count = 0, d = 0;
-  double epsilon = 0;
+  sq_tensor x, weight;
+  const sq_tensor* rope;  // null: no rotation
+  std::int64_t rows, count, d;
+  double epsilon;
 };
 
 Heads check_heads(const sq_tensor* given_x, const sq_tensor* given_weight, const sq_tensor* rope, float epsilon) {
   const Subject of_x{"", "x"}, of_weight{"", "weight"}, of_rope{"", "rope"};
   if (!given_x) refuse(Code::CALL_NULL, of_x, "tensor is missing");
   if (!given_weight) refuse(Code::CALL_NULL, of_weight, "tensor is missing");
-  Heads heads;
+  Heads heads{};
   heads.x = check_rows(given_x, of_x, {SQ_F32, SQ_BF16, SQ_F16}, given_x->shape[1], Access::read);
   heads.weight = check_tensor(given_weight, of_weight, {SQ_F32, SQ_BF16, SQ_F16}, {given_weight->shape[0]}, Access::read);
   heads.rows = heads.x.shape[0];
@@ -53,7 +53,7 @@ double inverse_rms(const Heads& heads, std::int64_t row, std::int64_t first) {
 }
 
 struct Pair {
-  float even = 0, odd = 0;
+  float even, odd;
 };
 
 /// A pair turned by the table's angle for this row, forwards or back.
