@@ -37,6 +37,8 @@ class VectorRun {
     else if (op == "linear_backward") linear_backward();
     else if (op == "quantize_activation") quantize_activation();
     else if (op == "numeric_guard") numeric_guard();
+    else if (op == "rms_norm_rope_forward") rms_norm_rope_forward();
+    else if (op == "rms_norm_rope_backward") rms_norm_rope_backward();
     else fail("the vector's operation '" + op + "' is unknown to this suite");
   }
 
@@ -218,6 +220,27 @@ class VectorRun {
     call([&](sq_error* e) { return instance_.linear().numeric_guard(instance_.get(), &args, e); });
   }
 
+  void rms_norm_rope_forward() {
+    auto args = sized<sq_rms_norm_rope_forward_args>();
+    args.epsilon = params_["epsilon"].get<float>();
+    args.x = view(input("x", "x"));
+    args.weight = view(input("weight", "weight"));
+    args.rope = view(input("rope", "rope"));
+    args.y = view(output("y", dtype_named(params_["y_dtype"].get<std::string>()), stride("y")));
+    call([&](sq_error* e) { return instance_.linear().rms_norm_rope_forward(instance_.get(), &args, e); });
+  }
+
+  void rms_norm_rope_backward() {
+    auto args = sized<sq_rms_norm_rope_backward_args>();
+    args.epsilon = params_["epsilon"].get<float>();
+    args.dy = view(input("dy", "dy"));
+    args.x = view(input("x", "x"));
+    args.weight = view(input("weight", "weight"));
+    args.rope = view(input("rope", "rope"));
+    args.dx = view(output("dx", dtype_named(params_["dx_dtype"].get<std::string>()), stride("dx")));
+    call([&](sq_error* e) { return instance_.linear().rms_norm_rope_backward(instance_.get(), &args, e); });
+  }
+
   struct Output {
     std::string name;
     std::unique_ptr<Guarded> tensor;
@@ -245,7 +268,7 @@ std::vector<std::string> needs_of(const json& vector) {
   const std::string op = vector["op"].get<std::string>();
   std::vector<std::string> needs = {"linear", "operation:" + op};
   if (gate_of(vector) == 4) needs.push_back("lora");
-  if (op.starts_with("linear") || op == "quantize_activation") {
+  if (op.starts_with("linear") || op == "quantize_activation" || op.starts_with("rms_norm_rope")) {
     const auto tensors = read_tensors(embedded("linear/cases/" + vector["name"].get<std::string>() + ".safetensors"));
     // Int8 activations are optional: rounding class R4 says whether they are offered.
     if (tensors.contains("xq.q") || vector["params"].value("compute", 0) == SQ_COMPUTE_W8A8) needs.push_back("class:R4");

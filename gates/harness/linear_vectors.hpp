@@ -6,7 +6,7 @@
 namespace squareq::gates {
 
 /// Every vector whose operation belongs to `gate`: quantize and dequantize to 2, linears with a branch to 4, other linears and
-/// quantize_activation to 5, numeric_guard to 15.
+/// quantize_activation and rms_norm_rope to 5, numeric_guard to 15.
 void add_linear_vectors(Cases& cases, int gate);
 
 }  // namespace squareq::gates

@@ -196,6 +196,27 @@ void run_guard(const Context& context, Vector& v) {
   v.compare();
 }
 
+void run_heads_forward(const Context& context, Vector& v) {
+  auto args = sized<sq_rms_norm_rope_forward_args>();
+  args.epsilon = v.param("epsilon", 0.0f);
+  args.x = v.in("x");
+  args.weight = v.in("weight");
+  args.rope = v.in("rope");
+  args.y = v.out("y", v.asked("y_dtype"));
+  call(context.linear().rms_norm_rope_forward, context, args);
+}
+
+void run_heads_backward(const Context& context, Vector& v) {
+  auto args = sized<sq_rms_norm_rope_backward_args>();
+  args.epsilon = v.param("epsilon", 0.0f);
+  args.dy = v.in("dy");
+  args.x = v.in("x");
+  args.weight = v.in("weight");
+  args.rope = v.in("rope");
+  args.dx = v.out("dx", v.asked("dx_dtype"));
+  call(context.linear().rms_norm_rope_backward, context, args);
+}
+
 TEST(Vectors, EveryCase) {
   const Context context = make_context();
   std::map<std::string, int> seen;
@@ -209,6 +230,8 @@ TEST(Vectors, EveryCase) {
     if (op == "linear_forward") run_forward(context, v), v.compare();
     if (op == "quantize_activation") run_quantize_activation(context, v);
     if (op == "numeric_guard") run_guard(context, v);
+    if (op == "rms_norm_rope_forward") run_heads_forward(context, v), v.compare();
+    if (op == "rms_norm_rope_backward") run_heads_backward(context, v), v.compare();
     if (op == "linear_backward") {
       run_backward(context, v, false), v.compare();
       const auto recomputed = v.outputs;
@@ -217,15 +240,16 @@ TEST(Vectors, EveryCase) {
       for (const auto& [name, t] : recomputed) EXPECT_EQ(t.bytes, v.outputs.at(name).bytes) << name << ": saved and recomputed H give different gradients";
     }
   }
-  for (const char* op : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard"}) EXPECT_GT(seen[op], 2) << op;
+  for (const char* op : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward", "rms_norm_rope_backward"}) EXPECT_GT(seen[op], 2) << op;
 }
 
 TEST(Vectors, ThreadCountChangesNoBit) {
   const Context one = make_context(nullptr, 1), five = make_context(nullptr, 5);
   for (const json& entry : read_index()) {
-    if (entry.at("op") != "linear_forward" || entry.at("exact")) continue;
+    const auto run = entry.at("op") == "linear_forward" ? run_forward : entry.at("op") == "rms_norm_rope_forward" ? run_heads_forward : entry.at("op") == "rms_norm_rope_backward" ? run_heads_backward : nullptr;
+    if (!run || entry.at("exact")) continue;
     Vector a(entry), b(entry);
-    run_forward(one, a), run_forward(five, b);
+    run(one, a), run(five, b);
     for (const auto& [name, t] : a.outputs) EXPECT_EQ(t.bytes, b.outputs.at(name).bytes) << entry.at("name");
   }
 }

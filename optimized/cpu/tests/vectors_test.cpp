@@ -257,6 +257,31 @@ void run_numeric_guard(const Context& context, const Case& c) {
   c.compare("counts", counts);
 }
 
+void run_heads_forward(const Context& context, const Case& c) {
+  Buffer x = c.load("x"), weight = c.load("weight"), rope, y = c.output("y", "y_dtype");
+  auto args = sized<sq_rms_norm_rope_forward_args>();
+  args.epsilon = c.params()["epsilon"];
+  args.x = x.tensor();
+  args.weight = weight.tensor();
+  if (c.has("rope")) { rope = c.load("rope"); args.rope = rope.tensor(); }
+  args.y = y.tensor();
+  call(context.linear().rms_norm_rope_forward, context, args);
+  c.compare("y", y);
+}
+
+void run_heads_backward(const Context& context, const Case& c) {
+  Buffer dy = c.load("dy"), x = c.load("x"), weight = c.load("weight"), rope, dx = c.output("dx", "dx_dtype");
+  auto args = sized<sq_rms_norm_rope_backward_args>();
+  args.epsilon = c.params()["epsilon"];
+  args.dy = dy.tensor();
+  args.x = x.tensor();
+  args.weight = weight.tensor();
+  if (c.has("rope")) { rope = c.load("rope"); args.rope = rope.tensor(); }
+  args.dx = dx.tensor();
+  call(context.linear().rms_norm_rope_backward, context, args);
+  c.compare("dx", dx);
+}
+
 void run(const Context& context, const json& spec) {
   const Case c(spec);
   const std::string op = spec["op"];
@@ -266,6 +291,8 @@ void run(const Context& context, const json& spec) {
   if (op == "linear_backward") return run_backward(context, c);
   if (op == "quantize_activation") return run_quantize_activation(context, c);
   if (op == "numeric_guard") return run_numeric_guard(context, c);
+  if (op == "rms_norm_rope_forward") return run_heads_forward(context, c);
+  if (op == "rms_norm_rope_backward") return run_heads_backward(context, c);
   FAIL() << "unknown op " << op;
 }
 
@@ -286,7 +313,7 @@ TEST_P(Isa, EveryVector) {
     EXPECT_NO_THROW(run(*context, c));
     ops.insert(c["op"]);
   }
-  EXPECT_EQ(ops.size(), 6u);
+  EXPECT_EQ(ops.size(), 8u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Vectors, Isa, testing::Values("baseline", "avx2", "avx512"), [](const auto& isa) { return std::string(isa.param); });
