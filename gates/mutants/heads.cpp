@@ -1,5 +1,6 @@
 // Mutants of rms_norm_rope: the reference checks a call and computes it, then an F32 or BF16 result is computed again with one thing wrong.
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "gates/mutants/copies.hpp"
@@ -121,6 +122,19 @@ sq_status table_demanded(sq_context* c, const sq_rms_norm_rope_forward_args* a, 
   return a->rope ? base().linear->rms_norm_rope_forward(c, a, e) : SQ_CALL_NULL;
 }
 
+/// A table that was compiled before the operation: it ends behind explain, and what lies there is not its own.
+void end_behind_explain(Tables& t) {
+  t.linear.size = offsetof(sq_linear_group, rms_norm_rope_forward);
+  std::memset(reinterpret_cast<char*>(&t.linear) + t.linear.size, 0x5A, sizeof t.linear - t.linear.size);
+}
+sq_status describe_of_before(sq_context* context, sq_text_sink sink, void* user, sq_error* e) {
+  std::string text;
+  if (const sq_status status = base().describe(context, append_text, &text, e); status != SQ_OK) return status;
+  for (const std::string_view word : {"\"rms_norm_rope_forward\",", "\"rms_norm_rope_backward\","}) text.erase(text.find(word), word.size());
+  sink(user, text.data(), text.size());
+  return SQ_OK;
+}
+
 template <Fault fault>
 void spoil(Tables& t) { t.linear.rms_norm_rope_forward = forward<fault>; }
 template <Fault fault>
@@ -143,6 +157,13 @@ const Mutation head_mutations[] = {
     {"table_demanded", [](Tables& t) { t.linear.rms_norm_rope_forward = table_demanded; }},
     {"gradient_turned_forwards", spoil_backward<Fault::turned_forwards>},
     {"gradient_without_mean", spoil_backward<Fault::without_mean>},
+    {"short_table_described", end_behind_explain},
+    // No mutant: an honest implementation of before.
+    {"table_of_before",
+     [](Tables& t) {
+       end_behind_explain(t);
+       t.implementation.describe = describe_of_before;
+     }},
 };
 const unsigned head_mutation_count = std::size(head_mutations);
 

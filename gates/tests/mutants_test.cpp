@@ -110,6 +110,18 @@ TEST(mutants, mutant_null_passes_no_profile_it_insists_on) {
   EXPECT_EQ(run_gates(options), 1);
 }
 
+/// A table that ends before an operation does not offer it, whatever lies behind its end: what it offers is judged as ever.
+TEST(mutants, a_table_of_before_is_judged_by_what_it_offers) {
+  const GateOptions options = mutant_options("table_of_before");
+  EXPECT_EQ(run_one(options, "linear.describe_is_honest").second["status"], "pass");
+  EXPECT_EQ(run_one(options, "cleanup.describe").second["status"], "pass");
+  EXPECT_EQ(run_one(options, "forward.exact.f32.m1k1n1").second["status"], "pass");
+  for (const char* id : {"rms_norm_rope.exact.f32", "errors.rms_norm_rope", "vector.rms_norm_rope_f32_forward"}) {
+    const json line = run_one(options, id).second;
+    EXPECT_EQ(line["status"], "not_supported") << line["message"];
+  }
+}
+
 TEST(mutants, unknown_backend_is_wrong_usage) {  // SQ-CNF-027, SQ-ERR-006
   GateOptions options;
   options.backend = "no_such_backend";

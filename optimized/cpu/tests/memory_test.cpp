@@ -32,6 +32,38 @@ TEST(Memory, ScratchIsBoundedAndGivenBack_SQ_LIN_047) {
       }
 }
 
+/// Heads longer than a piece on the stack, and rows enough for several threads: the same bits on any number of them, and no scratch.
+TEST(Memory, QueriesAndKeysNeedNoScratchAndNoCertainThreads_SQ_NUM_004) {
+  constexpr std::int64_t rows = 120, heads = 4, d = 600, columns = heads * d;
+  std::mt19937 engine(7);
+  std::normal_distribution<double> normal;
+  for (const std::int32_t dtype : {SQ_F32, SQ_BF16}) {
+    Buffer x(dtype, {rows, columns}), dy(dtype, {rows, columns}), weight(SQ_BF16, {d}), rope(SQ_F32, {rows / 2, d}), y(dtype, {rows, columns}), dx(dtype, {rows, columns});
+    for (Buffer* b : {&x, &dy, &weight, &rope})
+      for (std::int64_t i = 0; i < b->size(); ++i) b->set(i, normal(engine));
+    auto forward = sized<sq_rms_norm_rope_forward_args>();
+    auto backward = sized<sq_rms_norm_rope_backward_args>();
+    forward.epsilon = backward.epsilon = 1e-6f;
+    forward.x = backward.x = x.tensor();
+    forward.weight = backward.weight = weight.tensor();
+    forward.rope = backward.rope = rope.tensor();
+    forward.y = y.tensor();
+    backward.dy = dy.tensor();
+    backward.dx = dx.tensor();
+    std::vector<std::vector<std::byte>> results;
+    for (const std::uint32_t threads : {1u, 2u, 5u}) {
+      CountingAllocator memory;
+      const Context context = make_context(memory.table(), threads);
+      call(context.linear().rms_norm_rope_forward, context, forward);
+      call(context.linear().rms_norm_rope_backward, context, backward);
+      EXPECT_EQ(memory.calls(), 0);
+      results.push_back(y.bytes());
+      results.push_back(dx.bytes());
+    }
+    for (std::size_t i = 2; i < results.size(); ++i) EXPECT_TRUE(results[i] == results[i % 2]) << "result " << i;
+  }
+}
+
 TEST(Memory, EveryFailedAllocationIsToldAndRetryWorks) {
   CountingAllocator memory;
   const Context context = make_context(memory.table());
