@@ -197,8 +197,28 @@ void Request::numeric_guard(const sq_numeric_guard_args* given) {
   accumulator("counts", args.counts);
 }
 
+void Request::rms_norm_rope_forward(const sq_rms_norm_rope_forward_args* given) {
+  const sq_rms_norm_rope_forward_args args = read_struct(given);
+  fields["epsilon"] = number(args.epsilon);
+  input("x", args.x);
+  input("weight", args.weight);
+  input("rope", args.rope);
+  output("y", args.y);
+}
+
+void Request::rms_norm_rope_backward(const sq_rms_norm_rope_backward_args* given) {
+  const sq_rms_norm_rope_backward_args args = read_struct(given);
+  fields["epsilon"] = number(args.epsilon);
+  input("dy", args.dy);
+  input("x", args.x);
+  input("weight", args.weight);
+  input("rope", args.rope);
+  output("dx", args.dx);
+}
+
 void Request::operation(std::int32_t op, const void* args) {
-  fields["operation"] = name_of_value(op, {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard"});
+  fields["operation"] = name_of_value(op, {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward",
+                                            "rms_norm_rope_backward"});
   switch (op) {
     case SQ_OP_QUANTIZE: return quantize(static_cast<const sq_quantize_args*>(args));
     case SQ_OP_DEQUANTIZE: return dequantize(static_cast<const sq_dequantize_args*>(args));
@@ -206,6 +226,8 @@ void Request::operation(std::int32_t op, const void* args) {
     case SQ_OP_LINEAR_BACKWARD: return linear_backward(static_cast<const sq_linear_backward_args*>(args));
     case SQ_OP_QUANTIZE_ACTIVATION: return quantize_activation(static_cast<const sq_quantize_activation_args*>(args));
     case SQ_OP_NUMERIC_GUARD: return numeric_guard(static_cast<const sq_numeric_guard_args*>(args));
+    case SQ_OP_RMS_NORM_ROPE_FORWARD: return rms_norm_rope_forward(static_cast<const sq_rms_norm_rope_forward_args*>(args));
+    case SQ_OP_RMS_NORM_ROPE_BACKWARD: return rms_norm_rope_backward(static_cast<const sq_rms_norm_rope_backward_args*>(args));
     default: throw Refusal{Code::CALL_VALUE, "unknown operation " + std::to_string(op), {}, {}};
   }
 }

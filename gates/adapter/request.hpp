@@ -31,6 +31,8 @@ struct Request {
   void linear_backward(const sq_linear_backward_args* given);
   void quantize_activation(const sq_quantize_activation_args* given);
   void numeric_guard(const sq_numeric_guard_args* given);
+  void rms_norm_rope_forward(const sq_rms_norm_rope_forward_args* given);
+  void rms_norm_rope_backward(const sq_rms_norm_rope_backward_args* given);
   /// One of the above by sq_op; fills "operation". Throws Refusal(CALL_VALUE) for an unknown number.
   void operation(std::int32_t op, const void* args);
 

@@ -104,6 +104,12 @@ sq_status quantize_activation(sq_context* context, const sq_quantize_activation_
 sq_status numeric_guard(sq_context* context, const sq_numeric_guard_args* args, sq_error* error) {
   return operation<sq_numeric_guard_args, &Request::numeric_guard>("numeric_guard", context, args, error);
 }
+sq_status rms_norm_rope_forward(sq_context* context, const sq_rms_norm_rope_forward_args* args, sq_error* error) {
+  return operation<sq_rms_norm_rope_forward_args, &Request::rms_norm_rope_forward>("rms_norm_rope_forward", context, args, error);
+}
+sq_status rms_norm_rope_backward(sq_context* context, const sq_rms_norm_rope_backward_args* args, sq_error* error) {
+  return operation<sq_rms_norm_rope_backward_args, &Request::rms_norm_rope_backward>("rms_norm_rope_backward", context, args, error);
+}
 
 void write(sq_text_sink sink, void* user, const json& object) {
   const std::string text = object.dump();
@@ -226,6 +232,8 @@ const sq_implementation* table_of(Session& session) {
   if (offers("quantize_activation")) next.linear.quantize_activation = quantize_activation;
   if (offers("numeric_guard")) next.linear.numeric_guard = numeric_guard;
   if (offers("explain")) next.linear.explain = explain;
+  if (offers("rms_norm_rope_forward")) next.linear.rms_norm_rope_forward = rms_norm_rope_forward;
+  if (offers("rms_norm_rope_backward")) next.linear.rms_norm_rope_backward = rms_norm_rope_backward;
   next.format = {sizeof(sq_format_group), 0, format_call<format_build>, format_call<format_validate>, format_call<format_report>};
   next.module = {sizeof(sq_module_group), 0, module_create, module_load, module_cast, module_list, module_freeze, module_read, module_write, module_forward, module_destroy};
   bound = next;
