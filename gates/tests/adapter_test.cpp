@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -459,6 +460,26 @@ TEST(Request, reads_no_field_beyond_the_callers_size) {
   request.linear_forward(&args);
   ASSERT_EQ(request.outputs.size(), 1u);
   EXPECT_EQ(request.outputs[0].name, "y");
+}
+
+/// What explain sends: the fields and tensors of the call, under its name.
+TEST(Request, names_both_directions_of_the_norm_of_heads) {
+  const float one[2] = {1, 1};
+  const sq_tensor t = view(one, SQ_F32, {1, 2});
+  auto forward = sized<sq_rms_norm_rope_forward_args>();
+  forward.epsilon = 0.5f, forward.x = &t, forward.rope = &t, forward.y = &t;
+  Request request;
+  request.operation(SQ_OP_RMS_NORM_ROPE_FORWARD, &forward);
+  EXPECT_EQ(json(request.fields), (json{{"operation", "rms_norm_rope_forward"}, {"epsilon", 0.5}}));
+  ASSERT_EQ(request.inputs.size(), 2u);
+  EXPECT_EQ(request.inputs[1].name, "rope");
+  auto backward = sized<sq_rms_norm_rope_backward_args>();
+  backward.epsilon = INFINITY, backward.dy = &t, backward.dx = &t;
+  Request back;
+  back.operation(SQ_OP_RMS_NORM_ROPE_BACKWARD, &backward);
+  EXPECT_EQ(json(back.fields), (json{{"operation", "rms_norm_rope_backward"}, {"epsilon", "inf"}}));
+  ASSERT_EQ(back.outputs.size(), 1u);
+  EXPECT_EQ(back.outputs[0].name, "dx");
 }
 
 TEST(ExchangeFiles, views_travel_as_contiguous_copies) {  // page 95, Strides
