@@ -68,7 +68,7 @@ void run_explain(Trial& trial) {
   back.args.activation = -1;
   explain(SQ_OP_LINEAR_FORWARD, &given.args, {Code::CALL_VALUE}, "linear_forward with activation 9");
   explain(SQ_OP_LINEAR_BACKWARD, &back.args, {Code::CALL_VALUE}, "linear_backward with activation -1");
-  explain(SQ_OP_NUMERIC_GUARD + 1, &guard, {Code::CALL_VALUE}, "an operation that does not exist");
+  explain(SQ_OP_RMS_NORM_ROPE_BACKWARD + 1, &guard, {Code::CALL_VALUE}, "an operation that does not exist");
   explain(-1, &guard, {Code::CALL_VALUE}, "operation -1");
   explain(SQ_OP_QUANTIZE, nullptr, {Code::CALL_NULL}, "quantize without arguments");
   std::string text;

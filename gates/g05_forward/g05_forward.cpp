@@ -12,6 +12,7 @@ void add_g05_forward(Cases& cases) {
   g05::add_int8(cases);
   g05::add_refused_given(cases);
   g05::add_quantize_activation(cases);
+  g05::add_rms_norm_rope(cases);
   g05::add_refused_backward(cases);
   g05::add_refused_weights(cases);
   g05::add_guard_borders(cases);

@@ -14,6 +14,7 @@ void add_numbers(Cases& cases);
 void add_int8(Cases& cases);
 void add_refused_given(Cases& cases);
 void add_quantize_activation(Cases& cases);
+void add_rms_norm_rope(Cases& cases);
 void add_refused_backward(Cases& cases);
 void add_refused_weights(Cases& cases);
 void add_guard_borders(Cases& cases);

@@ -46,7 +46,7 @@ void run_describe(Trial& trial) {
     const auto* g = trial.subject().implementation()->stream;
     require(g->open && g->begin_step && g->acquire && g->release && g->end_step && g->stats && g->lease_weight && g->close, "group 'stream' lacks an entry");
   }
-  const std::set<std::string> groups = {"linear", "lora", "stream", "telemetry", "format", "module"}, operations = {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain", "open", "begin_step", "acquire", "release", "end_step", "stats",
+  const std::set<std::string> groups = {"linear", "lora", "stream", "telemetry", "format", "module"}, operations = {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "explain", "rms_norm_rope_forward", "rms_norm_rope_backward", "open", "begin_step", "acquire", "release", "end_step", "stats",
                                             "lease_weight", "close", "last_step", "build", "validate", "report", "create", "load", "cast", "list", "freeze", "read", "write", "forward", "destroy"},
                               dtypes = {"f32", "bf16", "f16"}, classes = {"R1", "R2", "R4"};
   const json object = json::parse(d.json);

@@ -164,6 +164,12 @@ void translate(Call& call, sq_numeric_guard_args& a) {
   call.tensor(a.x);
   call.tensor(a.counts);
 }
+void translate(Call& call, sq_rms_norm_rope_forward_args& a) {
+  for (const sq_tensor** t : {&a.x, &a.weight, &a.rope, &a.y}) call.tensor(*t);
+}
+void translate(Call& call, sq_rms_norm_rope_backward_args& a) {
+  for (const sq_tensor** t : {&a.dy, &a.x, &a.weight, &a.rope, &a.dx}) call.tensor(*t);
+}
 
 template <class Args>
 Args placed_args(Call& call, const Args& given) {
@@ -197,6 +203,8 @@ sq_status explain(sq_context* context, std::int32_t op, const void* args, sq_tex
       case SQ_OP_LINEAR_BACKWARD: return explain_call<sq_linear_backward_args>(context, op, args, sink, user, error);
       case SQ_OP_QUANTIZE_ACTIVATION: return explain_call<sq_quantize_activation_args>(context, op, args, sink, user, error);
       case SQ_OP_NUMERIC_GUARD: return explain_call<sq_numeric_guard_args>(context, op, args, sink, user, error);
+      case SQ_OP_RMS_NORM_ROPE_FORWARD: return explain_call<sq_rms_norm_rope_forward_args>(context, op, args, sink, user, error);
+      case SQ_OP_RMS_NORM_ROPE_BACKWARD: return explain_call<sq_rms_norm_rope_backward_args>(context, op, args, sink, user, error);
       default: break;
     }
   return placed->inner->linear->explain(context, op, args, sink, user, error);
@@ -336,7 +344,8 @@ Implementation placed_on(const Implementation& inner, DeviceMemory& device) {
   p.table = *inner.operator->();
   p.table.create = create;
   if (inner->linear) {
-    p.linear = *inner->linear;
+    std::memcpy(&p.linear, inner->linear, std::min<std::size_t>(inner->linear->size, sizeof p.linear));  // a table of before ends earlier
+    p.linear.size = sizeof p.linear;
     using G = sq_linear_group;
     replace(p.linear, &G::quantize, linear_call<sq_quantize_args, &G::quantize>);
     replace(p.linear, &G::dequantize, linear_call<sq_dequantize_args, &G::dequantize>);
@@ -344,6 +353,8 @@ Implementation placed_on(const Implementation& inner, DeviceMemory& device) {
     replace(p.linear, &G::linear_backward, linear_call<sq_linear_backward_args, &G::linear_backward>);
     replace(p.linear, &G::quantize_activation, linear_call<sq_quantize_activation_args, &G::quantize_activation>);
     replace(p.linear, &G::numeric_guard, linear_call<sq_numeric_guard_args, &G::numeric_guard>);
+    replace(p.linear, &G::rms_norm_rope_forward, linear_call<sq_rms_norm_rope_forward_args, &G::rms_norm_rope_forward>);
+    replace(p.linear, &G::rms_norm_rope_backward, linear_call<sq_rms_norm_rope_backward_args, &G::rms_norm_rope_backward>);
     replace(p.linear, &G::explain, explain);
     p.table.linear = &p.linear;
   }

@@ -45,7 +45,8 @@ const sq_implementation* make() {
                                               {backward_mutations, backward_mutation_count}, {stream_mutations, stream_mutation_count},
                                               {telemetry_mutations, telemetry_mutation_count}, {module_mutations, module_mutation_count},
                                               {errors_mutations, errors_mutation_count},     {whole_mutations, whole_mutation_count},
-                                              {format_mutations, format_mutation_count},       {border_mutations, border_mutation_count}};
+                                              {format_mutations, format_mutation_count},       {border_mutations, border_mutation_count},
+                                              {head_mutations, head_mutation_count}};
   for (const auto& group : groups)
     for (const Mutation& m : group)
       if (std::strcmp(m.name, wanted) == 0) {

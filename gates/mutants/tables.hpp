@@ -34,6 +34,8 @@ extern const Mutation format_mutations[];
 extern const unsigned format_mutation_count;
 extern const Mutation border_mutations[];
 extern const unsigned border_mutation_count;
+extern const Mutation head_mutations[];
+extern const unsigned head_mutation_count;
 extern const Mutation telemetry_mutations[];
 extern const unsigned telemetry_mutation_count;
 extern const Mutation module_mutations[];

@@ -29,6 +29,8 @@ void empty_operations(Tables& t) {
   do_nothing(t.linear.linear_backward);
   do_nothing(t.linear.quantize_activation);
   do_nothing(t.linear.numeric_guard);
+  do_nothing(t.linear.rms_norm_rope_forward);
+  do_nothing(t.linear.rms_norm_rope_backward);
   do_nothing(t.stream.open);
   do_nothing(t.stream.begin_step);
   do_nothing(t.stream.acquire);

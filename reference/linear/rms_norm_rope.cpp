@@ -1,4 +1,4 @@
-// Queries and keys of attention: RMSNorm of every head, then a rotation of its neighbouring pairs (SQ-LIN-060 to 069).
+// Queries and keys of attention: RMSNorm of every head, then a rotation of its neighbouring pairs (SQ-LIN-060 to 065).
 //   r = 1 / sqrt(mean(x^2) + epsilon),  n = x r w,  y[2j] = n[2j] cos - n[2j+1] sin,  y[2j+1] = n[2j] sin + n[2j+1] cos
 //   g[2j] = dy[2j] cos + dy[2j+1] sin,  g[2j+1] = -dy[2j] sin + dy[2j+1] cos,  dx = r (w g - x r^2 mean(x w g))
 // Statistics in double. A pair is read before it is written, and the statistics of a head before either: y may be x, dx may be dy.

@@ -1,4 +1,4 @@
-// RMSNorm of every head, then a rotation of its neighbouring pairs, and the gradient of both (SQ-LIN-060 to 069). Rows are shared out
+// RMSNorm of every head, then a rotation of its neighbouring pairs, and the gradient of both (SQ-LIN-060 to 065). Rows are shared out
 // over the threads; a head is worked through in pieces on the stack, so that any d needs no scratch and outputs may be their inputs.
 #include <algorithm>
 #include <cmath>

@@ -52,4 +52,8 @@ inline double derivative_bound(double dy, double g, std::int32_t dtype) {
   return 64 * 0x1p-24 * std::fabs(dy) + (0x1p-24 + operand_roundoff(dtype)) * std::fabs(g);
 }
 
+/// rms_norm_rope over heads of d elements. `size`: the sum of the magnitudes of what a result is made of.
+inline double norm_rope_bound(double d, double size) { return (d + 16) * 0x1p-24 * size; }
+inline double norm_rope_gradient_bound(double d, double size) { return 3 * norm_rope_bound(d, size); }
+
 }  // namespace squareq::bounds
