@@ -217,8 +217,8 @@ void Request::rms_norm_rope_backward(const sq_rms_norm_rope_backward_args* given
 }
 
 void Request::operation(std::int32_t op, const void* args) {
-  fields["operation"] = name_of_value(op, {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard",
-                                             "rms_norm_rope_forward", "rms_norm_rope_backward"});
+  fields["operation"] = name_of_value(op, {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward",
+                                            "rms_norm_rope_backward"});
   switch (op) {
     case SQ_OP_QUANTIZE: return quantize(static_cast<const sq_quantize_args*>(args));
     case SQ_OP_DEQUANTIZE: return dequantize(static_cast<const sq_dequantize_args*>(args));

@@ -158,7 +158,8 @@ class Smoke {
   }
 
   void operations() {
-    for (const char* name : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward", "rms_norm_rope_backward", "explain"}) {
+    for (const char* name : {"quantize", "dequantize", "linear_forward", "linear_backward", "quantize_activation", "numeric_guard", "rms_norm_rope_forward", "rms_norm_rope_backward",
+                             "explain"}) {
       if (!description_.operations.contains(name)) {
         rule("SQ-ADP-015", std::string("answers ") + name + ", which it does not describe, with unsupported", [&] {
           try {
@@ -254,31 +255,33 @@ class Smoke {
       send("numeric_guard", std::move(request));
       return difference(counts, {1, 1});
     }
-    if (name.starts_with("rms_norm_rope")) {  // r is 1/4, every pair makes a quarter turn
-      Guarded rows = tensor("x", SQ_F32, {1, 4}, {2, -2, 2, 2}), norm = tensor("weight", SQ_F32, {2}, {1, 2}), turn = tensor("rope", SQ_F32, {1, 2}, {0, 1});
+    if (name == "rms_norm_rope_forward" || name == "rms_norm_rope_backward") {
+      // A quarter turn, (a, b) -> (-b, a). The mean square is 1 and epsilon 3: r = 1/2, n = (1, -2), y = (2, 1).
+      // Back: g = (6, -16), w g = (12, -64), mean(x w g) = 38, dx = (12 - 38/4, -64 + 38/4) / 2.
+      Guarded head = tensor("x", SQ_F32, {1, 2}, {1, -1}), norm = tensor("weight", SQ_F32, {2}, {2, 4}), rope = tensor("rope", SQ_F32, {1, 2}, {0, 1});
       if (name == "rms_norm_rope_forward") {
-        Guarded out("y", Role::out, SQ_F32, {1, 4});
+        Guarded y("y", Role::out, SQ_F32, {1, 2});
         auto args = sized<sq_rms_norm_rope_forward_args>();
-        args.epsilon = 12;
-        args.x = rows.tensor();
+        args.epsilon = 3;
+        args.x = head.tensor();
         args.weight = norm.tensor();
-        args.rope = turn.tensor();
-        args.y = out.tensor();
+        args.rope = rope.tensor();
+        args.y = y.tensor();
         request.rms_norm_rope_forward(&args);
         send("rms_norm_rope_forward", std::move(request));
-        return difference(out, {1, 0.5, -1, 0.5});
+        return difference(y, {2, 1});
       }
-      Guarded dx("dx", Role::out, SQ_F32, {1, 4}), gradient = tensor("dy", SQ_F32, {1, 4}, {1, 2, 3, -4});
+      Guarded gradient = tensor("dy", SQ_F32, {1, 2}, {16, 6}), dx("dx", Role::out, SQ_F32, {1, 2});
       auto args = sized<sq_rms_norm_rope_backward_args>();
-      args.epsilon = 12;
+      args.epsilon = 3;
       args.dy = gradient.tensor();
-      args.x = rows.tensor();
+      args.x = head.tensor();
       args.weight = norm.tensor();
-      args.rope = turn.tensor();
+      args.rope = rope.tensor();
       args.dx = dx.tensor();
       request.rms_norm_rope_backward(&args);
       send("rms_norm_rope_backward", std::move(request));
-      return difference(dx, {0.375, -0.375, -0.6875, -1.1875});
+      return difference(dx, {1.25, -27.25});
     }
     Guarded y("y", Role::out, SQ_F32, {1, 2});
     auto args = sized<sq_linear_forward_args>();

@@ -231,9 +231,9 @@ const sq_implementation* table_of(Session& session) {
   if (offers("linear_backward")) next.linear.linear_backward = linear_backward;
   if (offers("quantize_activation")) next.linear.quantize_activation = quantize_activation;
   if (offers("numeric_guard")) next.linear.numeric_guard = numeric_guard;
+  if (offers("explain")) next.linear.explain = explain;
   if (offers("rms_norm_rope_forward")) next.linear.rms_norm_rope_forward = rms_norm_rope_forward;
   if (offers("rms_norm_rope_backward")) next.linear.rms_norm_rope_backward = rms_norm_rope_backward;
-  if (offers("explain")) next.linear.explain = explain;
   next.format = {sizeof(sq_format_group), 0, format_call<format_build>, format_call<format_validate>, format_call<format_report>};
   next.module = {sizeof(sq_module_group), 0, module_create, module_load, module_cast, module_list, module_freeze, module_read, module_write, module_forward, module_destroy};
   bound = next;

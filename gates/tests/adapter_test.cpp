@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -223,6 +224,42 @@ TEST(Adapter, a_start_that_fails_says_why) {  // SQ-ADP-012, SQ-ADP-013, SQ-ADP-
   }
 }
 
+/// A head of one pair: the mean square is 1 and epsilon 3, so r = 1/2; row 1 is turned by a quarter, (a, b) -> (-b, a). By hand: n = (1, -2);
+/// without a turn w g = (32, 24), mean(x w g) = 4, dx = (32 - 1, 24 + 1) / 2; turned w g = (12, -64), mean 38, dx = (12 - 9.5, -64 + 9.5) / 2.
+TEST(Adapter, norms_of_heads_travel_with_and_without_a_rotation) {  // SQ-ADP-030
+  Session session(command("norms"), {30s, 20s});
+  session.start();
+  Dequantize made(table_of(session));
+  ASSERT_EQ(made.created, SQ_OK) << made.error.message;
+  const sq_linear_group& group = *made.table->linear;
+  ASSERT_TRUE(offered(group, &sq_linear_group::rms_norm_rope_forward) && offered(group, &sq_linear_group::rms_norm_rope_backward));
+  const auto filled = [](const char* name, std::vector<std::int64_t> shape, const std::vector<double>& values) {
+    Guarded g(name, Role::in, SQ_F32, std::move(shape));
+    for (std::size_t i = 0; i < values.size(); ++i) g.set(static_cast<std::int64_t>(i), values[i]);
+    return g;
+  };
+  Guarded x = filled("x", {2, 2}, {1, -1, 1, -1}), dy = filled("dy", {2, 2}, {16, 6, 16, 6}), weight = filled("weight", {2}, {2, 4}), rope = filled("rope", {2, 2}, {1, 0, 0, 1});
+  for (const bool turned : {false, true}) {
+    Guarded y("y", Role::out, SQ_F32, {2, 2}), dx("dx", Role::out, SQ_F32, {2, 2});
+    auto forward = sized<sq_rms_norm_rope_forward_args>();
+    forward.epsilon = 3, forward.x = x.tensor(), forward.weight = weight.tensor(), forward.rope = turned ? rope.tensor() : nullptr, forward.y = y.tensor();
+    ASSERT_EQ(group.rms_norm_rope_forward(made.context, &forward, &made.error), SQ_OK) << made.error.message;
+    EXPECT_EQ(y.values(), turned ? (std::vector<double>{1, -2, 2, 1}) : (std::vector<double>{1, -2, 1, -2}));
+    auto backward = sized<sq_rms_norm_rope_backward_args>();
+    backward.epsilon = 3, backward.dy = dy.tensor(), backward.x = x.tensor(), backward.weight = weight.tensor(), backward.rope = forward.rope, backward.dx = dx.tensor();
+    ASSERT_EQ(group.rms_norm_rope_backward(made.context, &backward, &made.error), SQ_OK) << made.error.message;
+    EXPECT_EQ(dx.values(), turned ? (std::vector<double>{15.5, 12.5, 1.25, -27.25}) : (std::vector<double>{15.5, 12.5, 15.5, 12.5}));
+  }
+}
+
+TEST(Adapter, norms_of_heads_are_in_the_table_only_where_offered) {  // SQ-ADP-015
+  Session session(command("sound"), {30s, 20s});
+  session.start();
+  const sq_linear_group& group = *table_of(session)->linear;
+  EXPECT_FALSE(offered(group, &sq_linear_group::rms_norm_rope_forward));
+  EXPECT_FALSE(offered(group, &sq_linear_group::rms_norm_rope_backward));
+}
+
 /// Exit status, and the report's line per case, of a run of the adapter.
 std::pair<int, std::map<std::string, json>> run(const std::string& adapter, const std::string& filter, std::vector<std::string> profiles = {}) {
   GateOptions options;
@@ -292,6 +329,9 @@ TEST(Smoke, tells_a_broken_adapter_from_a_wrong_implementation) {  // SQ-ADP-051
   const auto [sound_status, sound] = smoke("sound");
   EXPECT_EQ(sound_status, 0) << sound;
   EXPECT_TRUE(sound["ok"].get<bool>());
+  const auto [norms_status, norms] = smoke("norms");
+  EXPECT_EQ(norms_status, 0) << norms;
+  EXPECT_EQ(norms["numbers"].size(), 3u) << norms;
   const auto [wrong_status, wrong] = smoke("wrong_number");
   EXPECT_EQ(wrong_status, 1);
   EXPECT_TRUE(wrong["sound"].get<bool>());
@@ -420,6 +460,26 @@ TEST(Request, reads_no_field_beyond_the_callers_size) {
   request.linear_forward(&args);
   ASSERT_EQ(request.outputs.size(), 1u);
   EXPECT_EQ(request.outputs[0].name, "y");
+}
+
+/// What explain sends: the fields and tensors of the call, under its name.
+TEST(Request, names_both_directions_of_the_norm_of_heads) {
+  const float one[2] = {1, 1};
+  const sq_tensor t = view(one, SQ_F32, {1, 2});
+  auto forward = sized<sq_rms_norm_rope_forward_args>();
+  forward.epsilon = 0.5f, forward.x = &t, forward.rope = &t, forward.y = &t;
+  Request request;
+  request.operation(SQ_OP_RMS_NORM_ROPE_FORWARD, &forward);
+  EXPECT_EQ(json(request.fields), (json{{"operation", "rms_norm_rope_forward"}, {"epsilon", 0.5}}));
+  ASSERT_EQ(request.inputs.size(), 2u);
+  EXPECT_EQ(request.inputs[1].name, "rope");
+  auto backward = sized<sq_rms_norm_rope_backward_args>();
+  backward.epsilon = INFINITY, backward.dy = &t, backward.dx = &t;
+  Request back;
+  back.operation(SQ_OP_RMS_NORM_ROPE_BACKWARD, &backward);
+  EXPECT_EQ(json(back.fields), (json{{"operation", "rms_norm_rope_backward"}, {"epsilon", "inf"}}));
+  ASSERT_EQ(back.outputs.size(), 1u);
+  EXPECT_EQ(back.outputs[0].name, "dx");
 }
 
 TEST(ExchangeFiles, views_travel_as_contiguous_copies) {  // page 95, Strides

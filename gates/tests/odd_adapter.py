@@ -1,4 +1,5 @@
-"""An adapter that offers dequantize alone, in the standard library, and misbehaves in the one way that its argument names (adapter_test.cpp)."""
+"""An adapter that offers dequantize alone (`norms`: the norm of queries and keys too), in the standard library, and misbehaves in the one way that
+its argument names (adapter_test.cpp)."""
 import json
 import os
 import struct
@@ -7,6 +8,8 @@ import time
 
 MODE = sys.argv[1]
 DESCRIBE = {"name": "odd", "version": "0.0.1", "abi_version": 1, "groups": ["linear"], "operations": ["dequantize"], "formats": ["bp8_v2"], "activation_dtypes": ["f32"]}
+NORMS = ("rms_norm_rope_forward", "rms_norm_rope_backward") if MODE == "norms" else ()
+DESCRIBE["operations"] += NORMS
 contexts, made, calls = set(), 0, 0
 
 
@@ -64,6 +67,36 @@ def dequantize(request):
     return {"answer": "ok"}
 
 
+def rms_norm_rope(request):
+    """Either direction, of F32 tensors."""
+    forward = request["command"] == "rms_norm_rope_forward"
+    name = "y" if forward else "dx"
+    needed = {"x", "weight"} | (set() if forward else {"dy"})
+    inputs = {n: (shape, struct.unpack(f"<{len(raw) // 4}f", raw)) for n, (shape, raw) in load(request["folder"] + "/inputs.safetensors").items()} if "folder" in request else {}
+    if not needed <= inputs.keys() or name not in request["outputs"]:
+        return refused("CALL_NULL", "a tensor is missing")
+    (rows, columns), x = inputs["x"]
+    (d,), weight = inputs["weight"]
+    (places, _), table = inputs.get("rope", ([1, d], (1.0, 0.0) * (d // 2)))
+    out = []
+    for first in range(0, rows * columns, d):
+        head, turn = x[first : first + d], table[first // columns % places * d :]
+        r = (sum(v * v for v in head) / d + request["epsilon"]) ** -0.5
+        pairs = [(i, turn[i], turn[i + 1]) for i in range(0, d, 2)]
+        if forward:
+            n = [v * r * w for v, w in zip(head, weight)]
+            for i, cos, sin in pairs:
+                out += [n[i] * cos - n[i + 1] * sin, n[i] * sin + n[i + 1] * cos]
+            continue
+        dy, wg = inputs["dy"][1][first : first + d], []
+        for i, cos, sin in pairs:
+            wg += [weight[i] * (dy[i] * cos + dy[i + 1] * sin), weight[i + 1] * (dy[i + 1] * cos - dy[i] * sin)]
+        mean = sum(v * g for v, g in zip(head, wg)) / d
+        out += [r * (g - v * r * r * mean) for v, g in zip(head, wg)]
+    save(request["folder"] + "/outputs.safetensors", {name: ("F32", [rows, columns], struct.pack(f"<{rows * columns}f", *out))})
+    return {"answer": "ok"}
+
+
 def misbehave(request):
     """What goes to stdout instead of the answer; None: the answer itself."""
     if MODE == "garbage":
@@ -115,13 +148,15 @@ def answer(request):
         return {"answer": "ok", "result": {"context": "one" if MODE == "bad_context" else made}}
     if command == "stop":
         return {"answer": "ok"}
-    if command not in ("destroy", "dequantize"):
+    if command not in ("destroy", "dequantize", *NORMS):
         return {"answer": "unsupported"}
     if request["context"] not in contexts:
         return refused("CALL_STATE", f"no context {request['context']}")
     if command == "destroy":
         contexts.remove(request["context"])
         return {"answer": "ok"}
+    if command in NORMS:
+        return rms_norm_rope(request)
     calls += 1
     if MODE == "crash_once" and not os.path.exists(sys.argv[2]):
         open(sys.argv[2], "w").close()

@@ -9,7 +9,7 @@
 
 namespace squareq::cuda {
 
-/// RMSNorm of every head of `size` elements, then the rotation of its neighbouring pairs (spec/40-linear.md, SQ-LIN-060 ff.). Rows are tokens.
+/// RMSNorm of every head of `size` elements, then the rotation of its neighbouring pairs (spec/40-linear.md, SQ-LIN-060 to 065). Rows are tokens.
 struct Heads {
   Rows x;                    // [M, heads size]
   std::int64_t size;

@@ -1,5 +1,5 @@
 // Queries and keys of attention through the contract as a differentiable libtorch operation: RMSNorm of every head and RoPE in one pass over the
-// projections (SQ-LIN-060 ff.), written where the token streams are joined.
+// projections (SQ-LIN-060 to 065), written where the token streams are joined.
 #pragma once
 
 #include <torch/types.h>
