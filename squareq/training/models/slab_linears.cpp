@@ -124,7 +124,8 @@ torch::Tensor SlabLinears::apply(std::size_t layer, const torch::Tensor& x, std:
 }
 
 torch::Tensor SlabLinears::heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const {
-  if (offers_normed_heads(backend_, streams[0].x.scalar_type())) return normed_heads(backend_, streams, rope, epsilon);
+  // To the contract the table is a constant; a gradient of the positions needs libtorch's own operations.
+  if (!rope.requires_grad() && offers_normed_heads(backend_, streams[0].x.scalar_type())) return normed_heads(backend_, streams, rope, epsilon);
   return Linears::heads(streams, rope, epsilon);
 }
 
