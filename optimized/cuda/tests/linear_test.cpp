@@ -270,10 +270,10 @@ TEST_P(Linear, W8A8FromAFloatingXIsQuantizeActivationAndThenTheCodes) {
 }
 
 TEST_P(Linear, W8A8OfLongAndManyRows) {
-  // A row is held in registers up to 4096 elements, up to 16384 with fewer blocks, or not at all (longer, or no whole groups of eight); with more rows than
+  // A row is held in registers up to 4096 elements, up to 12288 or 16384 with fewer blocks, or not at all (longer, or no whole groups of eight); with more rows than
   // blocks the next one is asked for ahead. Numbers that quantize to themselves give exact results.
   if (!sums_codes()) return;
-  for (const auto& [rows, depth] : {std::pair<std::int64_t, std::int64_t>{1700, 72}, {5, 3000}, {5, 4100}, {5, 4104}, {5, 9000}, {5, 16392}}) {
+  for (const auto& [rows, depth] : {std::pair<std::int64_t, std::int64_t>{1700, 72}, {5, 3000}, {5, 4100}, {5, 4104}, {5, 9000}, {5, 14000}, {5, 16392}}) {
     const auto to_codes = [](Host& h) {
       std::mt19937 random(33);
       for (std::int64_t i = 0; i < h.rows; ++i)

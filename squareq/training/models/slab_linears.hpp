@@ -33,7 +33,7 @@ class SlabLinears final : public Linears {
               std::int32_t compute = SQ_COMPUTE_DEFAULT, std::shared_ptr<Shadow> shadow = {});
 
   torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const override;
-  /// Through the contract where the backend offers the operation: one pass and one rounding.
+  /// Through the contract where the backend offers the operation, one pass and one rounding, unless the positions want a gradient.
   torch::Tensor heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const override;
   void bind(const AdapterSet* set, const std::map<std::string, Placement>& native) override;
 

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "squareq/error.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
 
@@ -98,7 +99,9 @@ Tensor normed_heads(const Context& backend, const std::vector<HeadStream>& strea
   variable_list xs;
   std::vector<Tensor> weights;
   bool differentiated = false;
+  if (rope.requires_grad()) throw Error(Code::CALL_UNSUPPORTED, "a gradient of the RoPE table is asked for, the operation has none", {}, {}, "rope");
   for (const HeadStream& stream : streams) {
+    if (stream.weight.requires_grad()) throw Error(Code::CALL_UNSUPPORTED, "a gradient of RMSNorm's weight is asked for, the operation has none", {}, {}, "weight");
     xs.push_back(stream.x.contiguous());
     weights.push_back(stream.weight);
     differentiated = differentiated || (torch::GradMode::is_enabled() && stream.x.requires_grad());

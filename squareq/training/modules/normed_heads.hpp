@@ -20,7 +20,7 @@ struct HeadStream {
 bool offers_normed_heads(const Context& backend, torch::Dtype dtype);
 
 /// All streams in their order, [B, sum of S, H, d]. rope [sum of S, d / 2] complex64 turns neighbouring pairs of a head. Differentiable in every x;
-/// weights and table are constants. May be called and differentiated from any thread.
+/// CALL_UNSUPPORTED for a weight or a table that wants a gradient, and what the contract refuses. May be called and differentiated from any thread.
 torch::Tensor normed_heads(const Context& backend, const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon);
 
 }  // namespace squareq::training

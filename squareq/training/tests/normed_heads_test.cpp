@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "squareq/error.hpp"
 #include "squareq/training/backend.hpp"
 #include "squareq/training/modules/normed_heads.hpp"
 
@@ -80,6 +81,23 @@ TEST_P(NormedHeads, OnlyTheStreamsThatAreAskedForGetGradients) {
   normed_heads(backend, {frozen, trained}, rope, kEpsilon).sum().backward();
   EXPECT_FALSE(frozen.x.grad().defined());
   EXPECT_TRUE(trained.x.grad().defined());
+}
+
+TEST_P(NormedHeads, RefusesToLoseAGradientOfTableOrWeight) {
+  const Context backend = open_backend(GetParam(), 1);
+  const auto on_device = torch::TensorOptions(device());
+  const Tensor x = torch::randn({1, 2, 8}, on_device), rope = torch::ones({2, 4}, on_device.dtype(torch::kComplexFloat)), weight = torch::ones({8}, on_device);
+  const auto code = [&](const Tensor& w, const Tensor& table) {
+    try {
+      normed_heads(backend, {{x, w}}, table, kEpsilon);
+    } catch (const Error& e) {
+      return e.code();
+    }
+    return Code::OK;
+  };
+  EXPECT_EQ(code(weight, rope), Code::OK);
+  EXPECT_EQ(code(weight, rope.clone().requires_grad_()), Code::CALL_UNSUPPORTED);
+  EXPECT_EQ(code(weight.clone().requires_grad_(), rope), Code::CALL_UNSUPPORTED);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, NormedHeads, ::testing::Values("reference", "cpu", "cuda"), [](const auto& of) { return std::string(of.param); });
