@@ -79,6 +79,9 @@ void configure(sq_context& context, const sq_host* given);
 /// Throws GPU_OOM, GPU_STICKY or INTERNAL, with `doing` and CUDA's own words, unless `status` is cudaSuccess.
 void check_cuda(cudaError_t status, const std::string& doing);
 
+/// Whether a kernel may start before the one queued ahead of it is done (programmatic dependent launch).
+inline bool overlaps_kernels(const sq_context& context) { return context.major >= 9; }
+
 /// Makes the context's device the thread's current one, and puts the former one back.
 class CurrentDevice {
  public:

@@ -6,6 +6,7 @@
 #include "optimized/cuda/kernels/few_rows_product.hpp"
 
 #include "optimized/cuda/kernels/fragment.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
 
 namespace squareq::cuda {
 namespace {
@@ -33,7 +34,7 @@ __device__ inline int spread(int g) { return (g >> 1) + (g & 1) * 4; }
 template <class T>
 __device__ void add_branch_of_row(const Finish& f, float (&v)[4], int row, int column, int columns) {
   const auto eight = [](const void* from, std::int64_t outer, int rank, int r) {  // of a matrix [.., rank], rank a multiple of 16
-    return __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(from) + outer * rank + r));
+    return *reinterpret_cast<const uint4*>(static_cast<const T*>(from) + outer * rank + r);
   };
   float sums[4] = {};
   for (int r = 0; r < f.rank; r += 8) {
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  if (p.made) wait_for_former();
   float sums[2][kRowGroups][4] = {};
   for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice);
   for (int slice = 0; slice < slices; ++slice) {
@@ -186,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
       "@!done bra again;}" ::"r"(barrier)
       : "memory");
 
+  wait_for_former();  // for the branch's factors
   const int first_row = row_of(part), end_row = row_of(part + 1), column = lane * 4;
   for (int row = first_row + warp; row < end_row; row += kThreads / 32) {
     float v[4] = {};
@@ -211,37 +214,27 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
 }
 
 template <class T, int kRows>
-cudaError_t launch(const WeightProduct& p, int parts, cudaStream_t stream) {
+cudaError_t launch_few_rows(const WeightProduct& p, int parts, Queue queue) {
   constexpr int kShared = FewRowsTile<kRows>::kShared;
   const auto kernel = few_rows_kernel<T, kRows>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>((p.columns + kFeatures - 1) / kFeatures * parts));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p, parts);
+  return launch(kernel, dim3(static_cast<unsigned>((p.columns + kFeatures - 1) / kFeatures * parts)), kThreads, kShared, static_cast<unsigned>(parts), queue, p, parts);
 }
 
 template <class T>
-cudaError_t launch(const WeightProduct& p, int row_tile, int parts, cudaStream_t stream) {
+cudaError_t launch_few_rows(const WeightProduct& p, int row_tile, int parts, Queue queue) {
   switch (row_tile) {
-    case 16: return launch<T, 16>(p, parts, stream);
-    case 32: return launch<T, 32>(p, parts, stream);
+    case 16: return launch_few_rows<T, 16>(p, parts, queue);
+    case 32: return launch_few_rows<T, 32>(p, parts, queue);
     default: return cudaErrorInvalidValue;
   }
 }
 
 }  // namespace
 
-cudaError_t few_rows_product(const WeightProduct& p, int row_tile, int parts, cudaStream_t stream) {
-  if (p.dtype == SQ_BF16) return launch<__nv_bfloat16>(p, row_tile, parts, stream);
-  if (p.dtype == SQ_F16) return launch<__half>(p, row_tile, parts, stream);
+cudaError_t few_rows_product(const WeightProduct& p, int row_tile, int parts, Queue queue) {
+  if (p.dtype == SQ_BF16) return launch_few_rows<__nv_bfloat16>(p, row_tile, parts, queue);
+  if (p.dtype == SQ_F16) return launch_few_rows<__half>(p, row_tile, parts, queue);
   return cudaErrorInvalidValue;
 }
 

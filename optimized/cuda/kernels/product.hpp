@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "optimized/cuda/kernels/queue.hpp"
+
 namespace squareq::cuda {
 
 /// Where values go: rows `stride` elements apart, F32, BF16 or F16. data null: nowhere.
@@ -59,6 +61,7 @@ struct WeightProduct {
   Finish finish;
   const float* depth_scale = nullptr;  // [depth], wgmma on a transposed weight in BF16 only: multiplies the weight's codes, rounded once
   WorkSplit split;                     // wgmma only
+  bool made = false;                   // the activations were made by this call: not there before wait_for_former()
 };
 
 /// Tensor cores through mma.sync, every architecture; any address and stride. token_tile: 64 or 128 rows per block.
@@ -66,7 +69,7 @@ cudaError_t mma_product(const WeightProduct& p, int token_tile, cudaStream_t str
 
 /// Tensor cores through wgmma fed by TMA, compute capability 9.0 only: both operands must start at, and have rows at, multiples of 16 bytes.
 /// split.rows: 64, 128 or 256. cudaErrorNotSupported where the driver offers no tensor maps.
-cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream);
+cudaError_t wgmma_product(const WeightProduct& p, Queue queue);
 
 /// An operand of the plain product: element (outer, inner) lies at outer * outer_stride + inner * inner_stride.
 struct Operand {

@@ -4,6 +4,7 @@
 
 #include "optimized/cuda/kernels/activation.cuh"
 #include "optimized/cuda/kernels/eight.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
 #include "optimized/cuda/kernels/rows.hpp"
 
 namespace squareq::cuda {
@@ -200,6 +201,7 @@ struct Produced {
 template <int kHeld>
 __global__ void __launch_bounds__(kThreads, kTokenBlocks<kHeld>)
     quantize_tokens_kernel(Rows x, Producer producer, std::int8_t* q, std::int64_t q_stride, std::int64_t padded, float* scale) {
+  let_next_start();
   const auto cut_off = [&](std::int64_t k, float (&v)[kEight]) {  // a producer may have made something of the zeros behind the row's end
     if (k + kEight <= x.columns) return;
 #pragma unroll
@@ -262,6 +264,7 @@ __device__ int exponent_for_half(float largest) { return largest > 0 && isfinite
 
 template <int kHeld>
 __global__ void __launch_bounds__(kThreads, kGradientBlocks<kHeld>) gradient_rows_kernel(const __grid_constant__ GradientRows job) {
+  let_next_start();
   const std::int64_t columns = job.dy.columns;
   const bool by_row = job.scaled && (job.scaled_dtype == SQ_F16 || job.scaled_dtype == SQ_I8);  // a row's largest value comes before its first code
   const Rows scale{const_cast<float*>(job.scale), SQ_F32, 1, columns, columns};
@@ -347,6 +350,8 @@ __host__ __device__ inline std::int64_t square_tiles(const Rounding& r) { return
 
 /// 32 x 32 elements per block of 32 x 8 threads, through shared memory, so that both sides are read and written along their rows.
 __global__ void round_matrices_kernel(const __grid_constant__ Roundings roundings) {
+  wait_for_former();
+  let_next_start();
   __shared__ float tile[32][33];
   std::int64_t index = blockIdx.x;
   int job = 0;
@@ -394,12 +399,11 @@ cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-cudaError_t round_matrices(const Roundings& roundings, cudaStream_t stream) {
+cudaError_t round_matrices(const Roundings& roundings, Queue queue) {
   std::int64_t tiles = 0;
   for (int i = 0; i < roundings.count; ++i) tiles += square_tiles(roundings.jobs[i]);
   if (tiles == 0) return cudaSuccess;
-  round_matrices_kernel<<<static_cast<unsigned>(tiles), dim3(32, 8), 0, stream>>>(roundings);
-  return cudaGetLastError();
+  return launch(round_matrices_kernel, static_cast<unsigned>(tiles), dim3(32, 8), 0, 1, queue, roundings);
 }
 
 cudaError_t copy_matrix(const Rows& from, const Rows& target, cudaStream_t stream) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "optimized/cuda/kernels/kernels.hpp"
+#include "optimized/cuda/kernels/queue.hpp"
 
 namespace squareq::cuda {
 
@@ -52,7 +53,7 @@ struct Roundings {
   Rounding jobs[kMost];
   std::int32_t count = 0, dtype = 0;
 };
-cudaError_t round_matrices(const Roundings& roundings, cudaStream_t stream);
+cudaError_t round_matrices(const Roundings& roundings, Queue queue);
 
 /// target[i, j] = value of `from` in target's dtype (F32, BF16, F16).
 cudaError_t copy_matrix(const Rows& from, const Rows& target, cudaStream_t stream);

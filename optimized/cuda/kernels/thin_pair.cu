@@ -53,6 +53,8 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  wait_for_former();
+  let_next_start();
   load_side<kRanks / 8>(base + Shared::kH, p.h, kRanks, first_row, p.rows, 0, kRanks, true, kRowTiles * kSide, Shared::h);
   for (int tile = 0; tile < kPairStages - 1; ++tile) fetch(tile);
 
@@ -93,30 +95,29 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
 }
 
 template <class T, int kRanks, int kRowTiles>
-cudaError_t launch(const ThinPair& p, cudaStream_t stream) {
+cudaError_t launch_pair(const ThinPair& p, Queue queue) {
   constexpr int kShared = PairShared<kRanks, kRowTiles>::kBytes;
   const auto kernel = pair_kernel<T, kRanks, kRowTiles>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
   const auto columns = static_cast<int>(pair_columns(p.rows, p.columns));
   const dim3 grid(static_cast<unsigned>(pair_row_pieces(p.rank, p.rows)), static_cast<unsigned>(pair_column_pieces(p.rows, p.columns)));
-  kernel<<<grid, kThinThreads, kShared, stream>>>(p, columns, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.adapter, p.adapter_stride * 2));
-  return cudaGetLastError();
+  return launch(kernel, grid, kThinThreads, kShared, 1, queue, p, columns, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.adapter, p.adapter_stride * 2));
 }
 
 template <class T>
-cudaError_t launch(const ThinPair& p, cudaStream_t stream) {
+cudaError_t launch_pair(const ThinPair& p, Queue queue) {
   const bool few = pair_rows(p.rank, p.rows) == kFewPairRows;
-  if (p.rank == 16) return few ? launch<T, 16, kFewPairRows / kSide>(p, stream) : launch<T, 16, 8>(p, stream);
-  if (p.rank == 32) return few ? launch<T, 32, kFewPairRows / kSide>(p, stream) : launch<T, 32, 4>(p, stream);
+  if (p.rank == 16) return few ? launch_pair<T, 16, kFewPairRows / kSide>(p, queue) : launch_pair<T, 16, 8>(p, queue);
+  if (p.rank == 32) return few ? launch_pair<T, 32, kFewPairRows / kSide>(p, queue) : launch_pair<T, 32, 4>(p, queue);
   return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-cudaError_t thin_pair(const ThinPair& p, cudaStream_t stream) {
+cudaError_t thin_pair(const ThinPair& p, Queue queue) {
   if (p.rows == 0 || p.columns == 0) return cudaSuccess;
-  if (p.dtype == SQ_BF16) return launch<__nv_bfloat16>(p, stream);
-  if (p.dtype == SQ_F16) return launch<__half>(p, stream);
+  if (p.dtype == SQ_BF16) return launch_pair<__nv_bfloat16>(p, queue);
+  if (p.dtype == SQ_F16) return launch_pair<__half>(p, queue);
   return cudaErrorInvalidValue;
 }
 

@@ -32,6 +32,8 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  wait_for_former();
+  let_next_start();
   float sums[8][4] = {};
   for (int slice = 0; slice < kThinStages - 1; ++slice) fetch(slice);
   for (int slice = 0; slice < slices; ++slice) {
@@ -70,23 +72,22 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
 }
 
 template <class T, bool kOverRows>
-cudaError_t launch(const ThinProduct& p, cudaStream_t stream) {
+cudaError_t launch_thin(const ThinProduct& p, Queue queue) {
   constexpr int kShared = kThinStages * 2 * kTileBytes;
   const auto kernel = thin_kernel<T, kOverRows>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
   const int outer = kOverRows ? p.columns : p.rows;
   const dim3 grid(static_cast<unsigned>((outer + kSide - 1) / kSide), static_cast<unsigned>((p.rank + kSide - 1) / kSide),
                   static_cast<unsigned>(thin_pieces(kOverRows, p.rows, p.columns)));
-  kernel<<<grid, kThinThreads, kShared, stream>>>(p, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.thin, p.thin_stride * 2));
-  return cudaGetLastError();
+  return launch(kernel, grid, kThinThreads, kShared, 1, queue, p, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.thin, p.thin_stride * 2));
 }
 
 }  // namespace
 
-cudaError_t thin_product(const ThinProduct& p, cudaStream_t stream) {
+cudaError_t thin_product(const ThinProduct& p, Queue queue) {
   if (p.rows == 0 || p.columns == 0) return cudaSuccess;
-  if (p.dtype == SQ_BF16) return p.over_rows ? launch<__nv_bfloat16, true>(p, stream) : launch<__nv_bfloat16, false>(p, stream);
-  if (p.dtype == SQ_F16) return p.over_rows ? launch<__half, true>(p, stream) : launch<__half, false>(p, stream);
+  if (p.dtype == SQ_BF16) return p.over_rows ? launch_thin<__nv_bfloat16, true>(p, queue) : launch_thin<__nv_bfloat16, false>(p, queue);
+  if (p.dtype == SQ_F16) return p.over_rows ? launch_thin<__half, true>(p, queue) : launch_thin<__half, false>(p, queue);
   return cudaErrorInvalidValue;
 }
 

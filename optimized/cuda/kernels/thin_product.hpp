@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "optimized/cuda/kernels/queue.hpp"
+
 namespace squareq::cuda {
 
 /// Partial sums in fp32 of `wide` [rows, columns] with a thin matrix of the same dtype (BF16 or F16), in pieces of kThinPiece of what is summed over:
@@ -24,7 +26,7 @@ struct ThinProduct {
 inline constexpr std::int32_t kThinPiece = 512;
 inline std::int64_t thin_pieces(bool over_rows, std::int64_t rows, std::int64_t columns) { return ((over_rows ? rows : columns) + kThinPiece - 1) / kThinPiece; }
 
-cudaError_t thin_product(const ThinProduct& p, cudaStream_t stream);
+cudaError_t thin_product(const ThinProduct& p, Queue queue);
 
 /// Both products of the gradients `wide` [rows, columns] with the branch, `wide` read once:
 ///   partial_d[column piece][row, r]    = sum_c wide[row, c] adapter[r, c]    adapter is [rank, >= columns], the rounded B
@@ -48,7 +50,7 @@ inline std::int64_t pair_columns(std::int64_t rows, std::int64_t columns) { retu
 inline std::int64_t pair_row_pieces(std::int64_t rank, std::int64_t rows) { return (rows + pair_rows(rank, rows) - 1) / pair_rows(rank, rows); }
 inline std::int64_t pair_column_pieces(std::int64_t rows, std::int64_t columns) { return (columns + pair_columns(rows, columns) - 1) / pair_columns(rows, columns); }
 
-cudaError_t thin_pair(const ThinPair& p, cudaStream_t stream);
+cudaError_t thin_pair(const ThinPair& p, Queue queue);
 
 /// Adds the pieces up in their order: total[i, r], i < outer. Writes, where given:
 ///   rounded [outer, rank] in rounded_dtype; wide F32 [outer, true_rank] rows wide_stride apart, the rounded value widened;
@@ -70,6 +72,6 @@ struct ThinSums {
   ThinSum jobs[2];
   int count;
 };
-cudaError_t thin_sum(const ThinSums& sums, cudaStream_t stream);
+cudaError_t thin_sum(const ThinSums& sums, Queue queue);
 
 }  // namespace squareq::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "optimized/cuda/kernels/fragment.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
 #include "optimized/cuda/kernels/thin_product.hpp"
 
 namespace squareq::cuda {

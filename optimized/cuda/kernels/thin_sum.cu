@@ -1,11 +1,14 @@
 // Partial sums of the branch's products, added up in their order.
 #include "optimized/cuda/kernels/element.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
 #include "optimized/cuda/kernels/thin_product.hpp"
 
 namespace squareq::cuda {
 namespace {
 
 __global__ void __launch_bounds__(kThreads) thin_sum_kernel(const __grid_constant__ ThinSums sums) {
+  let_next_start();  // at once: a product with the weight needs these sums at its end only
+  wait_for_former();
   const ThinSum& job = sums.jobs[blockIdx.y];
   const std::int64_t count = job.outer * job.rank, step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
@@ -36,12 +39,11 @@ __global__ void __launch_bounds__(kThreads) thin_sum_kernel(const __grid_constan
 
 }  // namespace
 
-cudaError_t thin_sum(const ThinSums& sums, cudaStream_t stream) {
+cudaError_t thin_sum(const ThinSums& sums, Queue queue) {
   std::int64_t most = 0;
   for (int i = 0; i < sums.count; ++i) most = sums.jobs[i].outer * sums.jobs[i].rank > most ? sums.jobs[i].outer * sums.jobs[i].rank : most;
   if (most == 0) return cudaSuccess;
-  thin_sum_kernel<<<dim3(grid_for(most, kThreads), static_cast<unsigned>(sums.count)), kThreads, 0, stream>>>(sums);
-  return cudaGetLastError();
+  return launch(thin_sum_kernel, dim3(grid_for(most, kThreads), static_cast<unsigned>(sums.count)), kThreads, 0, 1, queue, sums);
 }
 
 }  // namespace squareq::cuda

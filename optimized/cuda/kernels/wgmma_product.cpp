@@ -50,7 +50,7 @@ bool encode_outputs(ProductMaps* maps, const WeightProduct& p) {
 
 }  // namespace
 
-cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream) {
+cudaError_t wgmma_product(const WeightProduct& p, Queue queue) {
   if (!encode_function()) return cudaErrorNotSupported;
   const int width = static_cast<int>(dtype_bytes(p.dtype)), depth = 128 / width;
   const CUtensorMapDataType type = p.dtype == SQ_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
@@ -66,9 +66,9 @@ cudaError_t wgmma_product(const WeightProduct& p, cudaStream_t stream) {
   if (!encoded) return cudaErrorInvalidValue;
   maps.mapped = encode_outputs(&maps, p);
   switch (p.dtype) {
-    case SQ_BF16: return wgmma_product_bf16(p, maps, stream);
-    case SQ_F16: return wgmma_product_f16(p, maps, stream);
-    default: return wgmma_product_i8(p, maps, stream);
+    case SQ_BF16: return wgmma_product_bf16(p, maps, queue);
+    case SQ_F16: return wgmma_product_f16(p, maps, queue);
+    default: return wgmma_product_i8(p, maps, queue);
   }
 }
 

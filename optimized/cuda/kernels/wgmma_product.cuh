@@ -4,6 +4,7 @@
 // their depth (Pieces).
 #pragma once
 
+#include "optimized/cuda/kernels/launch.cuh"
 #include "optimized/cuda/kernels/wgmma_finish.cuh"
 
 namespace squareq::cuda {
@@ -155,6 +156,7 @@ __device__ void consume(const ProductMaps& maps, const WeightProduct& p, const R
     unsigned char* staging = shared + Tile::kStaging + group * Tile::kStagingBytes;
     Asked<kTransposed, kRows> asked;
     multiplier.run(sums, piece.end - piece.begin, [&] {
+      wait_for_former();  // for the scales of rows and the branch's factors
       if (kMapped && finishes) asked.ask(p.finish, shared_address(staging), first_feature, first_row, p.columns, p.rows, group, opaque(threadIdx.x) % kGroupThreads);
     });
     const int thread = opaque(threadIdx.x) % kGroupThreads;
@@ -186,7 +188,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_co
   const Pieces pieces(p.split, row_tiles * feature_tiles, slices, cluster);
   if (threadIdx.x >= kConsumerThreads) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == kConsumerThreads) feed<T, kTransposed, kRows>(maps, ring, pieces, row_tiles, rank);
+    if (threadIdx.x == kConsumerThreads) {
+      if (p.made) wait_for_former();
+      feed<T, kTransposed, kRows>(maps, ring, pieces, row_tiles, rank);
+    }
     if constexpr (WgmmaTile<T, kTransposed, kRows>::kScales) {
       if (threadIdx.x / 32 == kConsumerThreads / 32 + 1) feed_scales(p, ring, pieces, threadIdx.x % 32);
     }
@@ -200,34 +205,24 @@ __global__ void __launch_bounds__(kBlockThreads, 1) wgmma_kernel(const __grid_co
 }
 
 template <class T, bool kTransposed, int kRows, bool kMapped>
-cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
   constexpr int kShared = WgmmaTile<T, kTransposed, kRows>::kShared;
   const auto kernel = wgmma_kernel<T, kTransposed, kRows, kMapped>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kClusterSize, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.split.clusters) * kClusterSize);
-  config.blockDim = dim3(kBlockThreads);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, maps, p);
+  return launch(kernel, dim3(static_cast<unsigned>(p.split.clusters) * kClusterSize), kBlockThreads, kShared, kClusterSize, queue, maps, p);
 }
 
 template <class T, bool kTransposed, int kRows>
-cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  return maps.mapped ? launch_wgmma<T, kTransposed, kRows, true>(p, maps, stream) : launch_wgmma<T, kTransposed, kRows, false>(p, maps, stream);
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
+  return maps.mapped ? launch_wgmma<T, kTransposed, kRows, true>(p, maps, queue) : launch_wgmma<T, kTransposed, kRows, false>(p, maps, queue);
 }
 
 template <class T>
-cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
+cudaError_t launch_wgmma(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
   switch (p.split.rows) {
-    case 64: return p.transposed ? launch_wgmma<T, true, 64>(p, maps, stream) : launch_wgmma<T, false, 64>(p, maps, stream);
-    case 128: return p.transposed ? launch_wgmma<T, true, 128>(p, maps, stream) : launch_wgmma<T, false, 128>(p, maps, stream);
-    case 256: return p.transposed ? launch_wgmma<T, true, 256>(p, maps, stream) : launch_wgmma<T, false, 256>(p, maps, stream);
+    case 64: return p.transposed ? launch_wgmma<T, true, 64>(p, maps, queue) : launch_wgmma<T, false, 64>(p, maps, queue);
+    case 128: return p.transposed ? launch_wgmma<T, true, 128>(p, maps, queue) : launch_wgmma<T, false, 128>(p, maps, queue);
+    case 256: return p.transposed ? launch_wgmma<T, true, 256>(p, maps, queue) : launch_wgmma<T, false, 256>(p, maps, queue);
     default: return cudaErrorInvalidValue;
   }
 }

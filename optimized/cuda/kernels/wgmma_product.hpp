@@ -18,8 +18,8 @@ struct ProductMaps {
 /// Blocks that work on the same rows and neighbouring features; each loads its part of the activations for all.
 inline constexpr int kClusterSize = 2;
 
-cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
-cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
-cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream);
+cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, Queue queue);
+cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, Queue queue);
+cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, Queue queue);
 
 }  // namespace squareq::cuda

@@ -2,8 +2,8 @@
 
 namespace squareq::cuda {
 
-cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  return launch_wgmma<__nv_bfloat16>(p, maps, stream);
+cudaError_t wgmma_product_bf16(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
+  return launch_wgmma<__nv_bfloat16>(p, maps, queue);
 }
 
 }  // namespace squareq::cuda

@@ -2,8 +2,8 @@
 
 namespace squareq::cuda {
 
-cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  return launch_wgmma<__half>(p, maps, stream);
+cudaError_t wgmma_product_f16(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
+  return launch_wgmma<__half>(p, maps, queue);
 }
 
 }  // namespace squareq::cuda

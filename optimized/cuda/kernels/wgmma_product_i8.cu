@@ -2,8 +2,8 @@
 
 namespace squareq::cuda {
 
-cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, cudaStream_t stream) {
-  return launch_wgmma<signed char>(p, maps, stream);
+cudaError_t wgmma_product_i8(const WeightProduct& p, const ProductMaps& maps, Queue queue) {
+  return launch_wgmma<signed char>(p, maps, queue);
 }
 
 }  // namespace squareq::cuda

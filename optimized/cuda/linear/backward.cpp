@@ -24,7 +24,7 @@ class Backward {
  public:
   Backward(const sq_context& context, const BackwardJob& job, cudaStream_t stream)
       : job_(job),
-        stream_(stream),
+        chain_(stream, overlaps_kernels(context)),
         workspace_(context, stream, "linear_backward"),
         branch_(job.lora, job.w, job.dtype, job.rows),
         product_(context, job.w, operand(job), true),
@@ -50,15 +50,16 @@ class Backward {
     if (job_.lora) branch_.need_sums(workspace_, wants_h && !job_.h, wants_d, job_.da_t.given, job_.db_t.given, pair);
     workspace_.commit();
 
-    if (job_.lora) branch_.round(wants_h ? job_.h : Matrix{}, stream_);
+    if (job_.dx) product_.prepare(chain_.stream());
     make_gradient();
-    if (wants_h && !job_.h) branch_.make_h({}, stream_);
-    if (pair) branch_.make_d_and_db(gradient(), job_.db_t, job_.accumulate, stream_);
-    else if (wants_d) branch_.make_d(gradient(), stream_);
-    if (job_.dx) write_dx();
-    if (job_.dx_lora) branch_.write_dx(job_.dx_lora, stream_);
-    if (job_.da_t) branch_.write_da(job_.da_t, job_.accumulate, stream_);
-    if (job_.db_t && !pair) branch_.write_db(job_.db_t, gradient(), job_.accumulate, stream_);
+    if (job_.lora) branch_.round(wants_h ? job_.h : Matrix{}, chain_);
+    if (wants_h && !job_.h) branch_.make_h({}, chain_);
+    if (pair) branch_.make_d_and_db(gradient(), job_.db_t, job_.accumulate, chain_);
+    else if (wants_d) branch_.make_d(gradient(), chain_);
+    if (job_.dx_lora) branch_.write_dx(job_.dx_lora, chain_);
+    if (job_.da_t) branch_.write_da(job_.da_t, job_.accumulate, chain_);
+    if (job_.db_t && !pair) branch_.write_db(job_.db_t, gradient(), job_.accumulate, chain_);
+    if (job_.dx) write_dx();  // last: it starts while the sums before it are added up
   }
 
  private:
@@ -71,7 +72,7 @@ class Backward {
     const auto rows_of = [](const Matrix& m) { return Rows{m.data, m.dtype, m.rows, m.columns, m.stride}; };
     const GradientRows pass{rows_of(job_.dy), rows_of(job_.preactivation), job_.activation, job_.w.scale, g_, gradient_dtype(job_), scaled_, operand(job_).dtype,
                             pitch(job_.w.out), row_scale_};
-    check_cuda(gradient_rows(pass, stream_), "linear_backward: gradients");
+    check_cuda(gradient_rows(pass, chain_.next().stream), "linear_backward: gradients");
   }
 
   void write_dx() {
@@ -80,11 +81,11 @@ class Backward {
     finish.y = {job_.dx.data, job_.dx.dtype, job_.dx.stride};
     if (adds_to_dx()) branch_.finish_dx(finish);
     if (!reads_dy_) product_.set_activations(scaled_);
-    product_.run(finish, stream_);
+    product_.run(finish, chain_);
   }
 
   const BackwardJob& job_;
-  cudaStream_t stream_;
+  Chain chain_;
   Workspace workspace_;
   LowRank branch_;
   WeightProductCall product_;

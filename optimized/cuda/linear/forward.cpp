@@ -43,6 +43,8 @@ KernelChoice linear_forward(const sq_context& context, const sq_linear_forward_a
     branch.need_sums(workspace, true, false, false, false, false);
   }
   workspace.commit();
+  Chain chain(stream, overlaps_kernels(context));
+  product.prepare(stream);
 
   Finish finish;
   finish.column_scale = job.w.scale;
@@ -54,16 +56,16 @@ KernelChoice linear_forward(const sq_context& context, const sq_linear_forward_a
   if (codes) {
     const Producer none{SQ_PRODUCER_NONE, {}, {}, 1, 0};
     check_cuda(quantize_tokens({job.x.data, job.x.dtype, job.rows, job.w.in, job.x.stride}, none, codes, code_pitch(job.w.in),
-                               code_pitch(job.w.in), code_scale, stream),
+                               code_pitch(job.w.in), code_scale, chain.next().stream),
                "linear_forward: quantizing x");
     product.set_activations(codes);
   }
   if (job.lora) {
-    branch.round({}, stream);
-    branch.make_h(job.h, stream);
+    branch.round({}, chain);
+    branch.make_h(job.h, chain);
     branch.finish_forward(finish);
   }
-  product.run(finish, stream);
+  product.run(finish, chain);
   return product.choice();
 }
 

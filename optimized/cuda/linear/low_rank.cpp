@@ -51,24 +51,24 @@ void LowRank::need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, 
 }
 
 /// out [rows, rank] = wide adapter_rows^T, rounded to the activations' dtype; wide_out, where given, receives it as F32.
-void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t adapter_stride, void* out, const Matrix& wide_out, cudaStream_t stream) {
+void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t adapter_stride, void* out, const Matrix& wide_out, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   if (thin(wide)) {
-    check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_}, stream));
+    check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_}, chain.next()));
     check(thin_sum({{{partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_,
                       static_cast<float*>(wide_out.data), wide_out.stride, nullptr, 0, 0, 1, false}}, 1},
-                   stream));
+                    chain.next()));
     return;
   }
   Finish finish;
   finish.y = {out, dtype_, rank_};
-  if (rank_ != lora_.rank) check(cudaMemsetAsync(out, 0, static_cast<std::size_t>(rows_ * rank_) * dtype_bytes(dtype_), stream));
+  if (rank_ != lora_.rank) check(cudaMemsetAsync(out, 0, static_cast<std::size_t>(rows_ * rank_) * dtype_bytes(dtype_), chain.stream()));
   check(plain_product({wide.data, wide.dtype, wide.stride, 1}, {adapter_rows, dtype_, adapter_stride, 1}, rows,
-                      static_cast<std::int32_t>(lora_.rank), columns, finish, stream));
-  if (wide_out) check(copy_matrix({out, dtype_, rows_, lora_.rank, rank_}, {wide_out.data, SQ_F32, rows_, lora_.rank, wide_out.stride}, stream));
+                      static_cast<std::int32_t>(lora_.rank), columns, finish, chain.stream()));
+  if (wide_out) check(copy_matrix({out, dtype_, rows_, lora_.rank, rank_}, {wide_out.data, SQ_F32, rows_, lora_.rank, wide_out.stride}, chain.stream()));
 }
 
-void LowRank::round(const Matrix& h, cudaStream_t stream) {
+void LowRank::round(const Matrix& h, Chain& chain) {
   const auto* a = static_cast<const float*>(lora_.a_t.data);
   const auto* b = static_cast<const float*>(lora_.b_t.data);
   Roundings all;
@@ -79,26 +79,26 @@ void LowRank::round(const Matrix& h, cudaStream_t stream) {
   add({b, lora_.b_t.stride, true, lora_.rank, out_, b_rows_, rank_, row_pitch(out_)});
   add({b, lora_.b_t.stride, false, out_, lora_.rank, b_columns_, out_, rank_});
   if (h) add({static_cast<const float*>(h.data), h.stride, false, rows_, lora_.rank, h_, rows_, rank_});
-  check(round_matrices(all, stream));
+  check(round_matrices(all, chain.next()));
 }
 
-void LowRank::make_h(const Matrix& h_out, cudaStream_t stream) {
-  product(lora_.x, a_rows_, row_pitch(in_), h_, h_out, stream);
+void LowRank::make_h(const Matrix& h_out, Chain& chain) {
+  product(lora_.x, a_rows_, row_pitch(in_), h_, h_out, chain);
 }
 
-void LowRank::make_d(const Matrix& g, cudaStream_t stream) {
-  product(g, b_rows_, row_pitch(out_), d_, {}, stream);
+void LowRank::make_d(const Matrix& g, Chain& chain) {
+  product(g, b_rows_, row_pitch(out_), d_, {}, chain);
 }
 
-void LowRank::make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, cudaStream_t stream) {
+void LowRank::make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(g.columns), rank = static_cast<std::int32_t>(rank_);
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   const std::int64_t d_pieces = pair_column_pieces(rows_, g.columns), b_pieces = pair_row_pieces(rank_, rows_);
   float* const partial_b = partial_ + d_pieces * rows_ * rank_;
-  check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b}, stream));
+  check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b}, chain.next()));
   const ThinSum d{partial_, d_pieces, rows_, rank, true_rank, d_, dtype_, nullptr, 0, nullptr, 0, 0, 1, false};
   const ThinSum b{partial_b, b_pieces, g.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, static_cast<float*>(db_t.data), db_t.stride, 1, lora_.scaling, accumulate};
-  check(thin_sum({{d, b}, 2}, stream));
+  check(thin_sum({{d, b}, 2}, chain.next()));
 }
 
 void LowRank::finish_forward(Finish& finish) const {
@@ -111,24 +111,24 @@ void LowRank::finish_dx(Finish& finish) const {
   finish.low_dtype = dtype_, finish.rank = static_cast<std::int32_t>(rank_), finish.scaling = lora_.scaling, finish.exact_scaling = exact_scaling(dtype_, lora_.scaling);
 }
 
-void LowRank::write_dx(const Matrix& dx, cudaStream_t stream) {
+void LowRank::write_dx(const Matrix& dx, Chain& chain) {
   Finish finish;
   finish.factor = lora_.scaling;
   finish.y = {dx.data, dx.dtype, dx.stride};
   check(plain_product({d_, dtype_, rank_, 1}, {a_columns_, dtype_, rank_, 1}, static_cast<std::int32_t>(rows_),
-                      static_cast<std::int32_t>(in_), static_cast<std::int32_t>(rank_), finish, stream));
+                      static_cast<std::int32_t>(in_), static_cast<std::int32_t>(rank_), finish, chain.stream()));
 }
 
 /// out, at column * outer_stride + r * inner_stride, (+)= scaling * sum_m wide[m, column] thin[m, r].
 void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, std::int64_t outer_stride, std::int64_t inner_stride,
-                       bool accumulate, cudaStream_t stream) {
+                       bool accumulate, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   if (thin(wide)) {
-    check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_}, stream));
+    check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_}, chain.next()));
     check(thin_sum({{{partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out,
                       outer_stride, inner_stride, lora_.scaling, accumulate}}, 1},
-                   stream));
+                    chain.next()));
     return;
   }
   Finish finish;
@@ -137,19 +137,19 @@ void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, 
   const Operand wide_columns{wide.data, wide.dtype, 1, wide.stride}, thin_columns{thin_matrix, dtype_, 1, rank_};
   if (inner_stride == 1) {
     finish.y = {out, SQ_F32, outer_stride};
-    check(plain_product(wide_columns, thin_columns, columns, true_rank, rows, finish, stream));
+    check(plain_product(wide_columns, thin_columns, columns, true_rank, rows, finish, chain.stream()));
   } else {
     finish.y = {out, SQ_F32, inner_stride};
-    check(plain_product(thin_columns, wide_columns, true_rank, columns, rows, finish, stream));
+    check(plain_product(thin_columns, wide_columns, true_rank, columns, rows, finish, chain.stream()));
   }
 }
 
-void LowRank::write_da(const Matrix& da_t, bool accumulate, cudaStream_t stream) {
-  gradient(lora_.x, d_, static_cast<float*>(da_t.data), 1, da_t.stride, accumulate, stream);
+void LowRank::write_da(const Matrix& da_t, bool accumulate, Chain& chain) {
+  gradient(lora_.x, d_, static_cast<float*>(da_t.data), 1, da_t.stride, accumulate, chain);
 }
 
-void LowRank::write_db(const Matrix& db_t, const Matrix& g, bool accumulate, cudaStream_t stream) {
-  gradient(g, h_, static_cast<float*>(db_t.data), db_t.stride, 1, accumulate, stream);
+void LowRank::write_db(const Matrix& db_t, const Matrix& g, bool accumulate, Chain& chain) {
+  gradient(g, h_, static_cast<float*>(db_t.data), db_t.stride, 1, accumulate, chain);
 }
 
 }  // namespace squareq::cuda

@@ -28,25 +28,25 @@ class LowRank {
   void need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, bool pair);
 
   /// All that was reserved of A and B, and the caller's H where given, rounded. Comes first.
-  void round(const Matrix& h, cudaStream_t stream);
-  void make_h(const Matrix& h_out, cudaStream_t stream);
-  void make_d(const Matrix& g, cudaStream_t stream);
+  void round(const Matrix& h, Chain& chain);
+  void make_h(const Matrix& h_out, Chain& chain);
+  void make_d(const Matrix& g, Chain& chain);
   /// Whether D and dB can be made in one pass over G.
   bool pairs(std::int32_t gradient_dtype) const { return dtype_ != SQ_F32 && gradient_dtype == dtype_ && rank_ <= kLargestPairRank; }
   /// D and dB, of a G that pairs(); behind make_h().
-  void make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, cudaStream_t stream);
+  void make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, Chain& chain);
   /// Adds the branch to a forward or to dX.
   void finish_forward(Finish& finish) const;
   void finish_dx(Finish& finish) const;
   /// dx_lora = scaling * D A^T.
-  void write_dx(const Matrix& dx, cudaStream_t stream);
-  void write_da(const Matrix& da_t, bool accumulate, cudaStream_t stream);
-  void write_db(const Matrix& db_t, const Matrix& g, bool accumulate, cudaStream_t stream);
+  void write_dx(const Matrix& dx, Chain& chain);
+  void write_da(const Matrix& da_t, bool accumulate, Chain& chain);
+  void write_db(const Matrix& db_t, const Matrix& g, bool accumulate, Chain& chain);
 
  private:
   bool thin(const Matrix& wide) const { return dtype_ != SQ_F32 && wide.dtype == dtype_; }
-  void product(const Matrix& wide, const void* adapter_rows, std::int64_t adapter_stride, void* out, const Matrix& wide_out, cudaStream_t stream);
-  void gradient(const Matrix& wide, const void* thin_matrix, float* out, std::int64_t outer_stride, std::int64_t inner_stride, bool accumulate, cudaStream_t stream);
+  void product(const Matrix& wide, const void* adapter_rows, std::int64_t adapter_stride, void* out, const Matrix& wide_out, Chain& chain);
+  void gradient(const Matrix& wide, const void* thin_matrix, float* out, std::int64_t outer_stride, std::int64_t inner_stride, bool accumulate, Chain& chain);
   std::int64_t row_pitch(std::int64_t columns) const { return (columns + 7) / 8 * 8; }
 
   const Lora& lora_;

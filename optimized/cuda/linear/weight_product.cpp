@@ -48,21 +48,30 @@ void WeightProductCall::reserve(Workspace& workspace) {
   if (!aligned(weight_.q, weight_.stride)) workspace.reserve(&aligned_weight_, weight_.out * weight_.stride);
 }
 
-void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
+void WeightProductCall::prepare(cudaStream_t stream) {
+  const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
+  if (aligned_activations_)
+    copy_rows(aligned_activations_, aligned_columns(activations_.columns) * width, activations_.data, activations_.stride * width,
+              activations_.columns * width, activations_.rows, stream);
+  if (aligned_weight_) copy_rows(aligned_weight_, weight_.stride, weight_.q, weight_.stride, weight_.in, weight_.out, stream);
+  if (arrived_) check_cuda(cudaMemsetAsync(arrived_, 0, static_cast<std::size_t>(split_flags(choice_.split)) * sizeof *arrived_, stream), choice_.name);
+}
+
+void WeightProductCall::run(const Finish& finish, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(activations_.rows), columns = static_cast<std::int32_t>(columns_),
              depth = static_cast<std::int32_t>(activations_.columns);
   if (rows == 0) return;
   if (choice_.kernel == Kernel::plain) {
     const Operand left{activations_.data, activations_.dtype, activations_.stride, 1};
     const Operand right{weight_.q, SQ_I8, transposed_ ? 1 : weight_.stride, transposed_ ? weight_.stride : 1};
-    check_cuda(plain_product(left, right, rows, columns, depth, finish, stream), choice_.name);
+    check_cuda(plain_product(left, right, rows, columns, depth, finish, chain.stream()), choice_.name);
     return;
   }
   const bool permuted = transposed_ && activations_.dtype == SQ_I8;  // made by gradient_rows(): rows are whole groups
-  WeightProduct p{activations_.data,
+  WeightProduct p{aligned_activations_ ? aligned_activations_ : activations_.data,
                   activations_.dtype,
-                  activations_.stride,
-                  weight_.q,
+                  aligned_activations_ ? aligned_columns(activations_.columns) : activations_.stride,
+                  aligned_weight_ ? aligned_weight_ : weight_.q,
                   weight_.stride,
                   transposed_,
                   rows,
@@ -71,23 +80,12 @@ void WeightProductCall::run(const Finish& finish, cudaStream_t stream) {
                   permuted ? static_cast<std::int32_t>(activations_.stride) : depth,
                   finish,
                   depth_scale_,
-                  choice_.split};
+                  choice_.split,
+                  made_};
   p.split.partial = partial_, p.split.arrived = arrived_;
-  const auto width = static_cast<std::int64_t>(dtype_bytes(activations_.dtype));
-  if (aligned_activations_) {
-    p.activation_stride = aligned_columns(activations_.columns);
-    copy_rows(aligned_activations_, p.activation_stride * width, activations_.data, activations_.stride * width,
-              activations_.columns * width, activations_.rows, stream);
-    p.activations = aligned_activations_;
-  }
-  if (aligned_weight_) {
-    copy_rows(aligned_weight_, weight_.stride, weight_.q, weight_.stride, weight_.in, weight_.out, stream);
-    p.weight = aligned_weight_;
-  }
-  if (arrived_) check_cuda(cudaMemsetAsync(arrived_, 0, static_cast<std::size_t>(split_flags(p.split)) * sizeof *arrived_, stream), choice_.name);
-  check_cuda(wgmma()                                 ? wgmma_product(p, stream)
-             : choice_.kernel == Kernel::few_rows ? few_rows_product(p, choice_.token_tile, choice_.depth_parts, stream)
-                                                  : mma_product(p, choice_.token_tile, stream),
+  check_cuda(wgmma()                              ? wgmma_product(p, chain.next())
+             : choice_.kernel == Kernel::few_rows ? few_rows_product(p, choice_.token_tile, choice_.depth_parts, chain.next())
+                                                  : mma_product(p, choice_.token_tile, chain.stream()),
              choice_.name);
 }
 

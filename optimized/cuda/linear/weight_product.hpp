@@ -16,19 +16,22 @@ class WeightProductCall {
   const KernelChoice& choice() const { return choice_; }
   /// Copies for kernels that need aligned operands. They change where an operand lies, never what is computed.
   void reserve(Workspace& workspace);
-  void set_activations(const void* data) { activations_.data = const_cast<void*>(data); }
+  /// What this call makes of its input: the kernels wait for it.
+  void set_activations(const void* data) { activations_.data = const_cast<void*>(data), made_ = true; }
   /// Whether the kernel can multiply the codes by the scale of what is summed over: class R2 without a pass over the activations.
   bool scales_depth() const { return wgmma() && transposed_ && activations_.dtype == SQ_BF16; }
   /// The activations, of the shape and dtype that were given, and that scale, [depth].
   void read_scaled(const Matrix& activations, const float* scale) { activations_ = activations, depth_scale_ = scale; }
-  void run(const Finish& finish, cudaStream_t stream);
+  /// Before the call's first kernel: aligns operands and clears flags.
+  void prepare(cudaStream_t stream);
+  void run(const Finish& finish, Chain& chain);
 
  private:
   bool wgmma() const { return choice_.kernel == Kernel::wgmma; }
   bool copies_16_bytes() const { return wgmma() || choice_.kernel == Kernel::few_rows; }
   Matrix activations_;
   const Weight& weight_;
-  bool transposed_;
+  bool transposed_, made_ = false;
   KernelChoice choice_;
   std::int64_t columns_;
   void* aligned_activations_ = nullptr;
