@@ -99,8 +99,8 @@ cudaError_t launch_pair(const ThinPair& p, Queue queue) {
   constexpr int kShared = PairShared<kRanks, kRowTiles>::kBytes;
   const auto kernel = pair_kernel<T, kRanks, kRowTiles>;
   if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); status != cudaSuccess) return status;
-  const auto columns = static_cast<int>(pair_columns(p.rows, p.columns));
-  const dim3 grid(static_cast<unsigned>(pair_row_pieces(p.rank, p.rows)), static_cast<unsigned>(pair_column_pieces(p.rows, p.columns)));
+  const auto columns = static_cast<int>(pair_columns(p.rank, p.rows, p.columns));
+  const dim3 grid(static_cast<unsigned>(pair_row_pieces(p.rank, p.rows)), static_cast<unsigned>(pair_column_pieces(p.rank, p.rows, p.columns)));
   return launch(kernel, grid, kThinThreads, kShared, 1, queue, p, columns, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.adapter, p.adapter_stride * 2));
 }
 

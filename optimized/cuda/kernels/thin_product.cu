@@ -7,12 +7,12 @@ namespace {
 constexpr int kTileBytes = kSide * 128, kThinStages = 3;
 
 template <class T, bool kOverRows>
-__global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constant__ ThinProduct p, bool wide_aligned, bool thin_aligned) {
+__global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constant__ ThinProduct p, int piece, bool wide_aligned, bool thin_aligned) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int outer_size = kOverRows ? p.columns : p.rows, depth = kOverRows ? p.rows : p.columns;
   const int outer = blockIdx.x * kSide, first_rank = blockIdx.y * kSide;
-  const int begin = blockIdx.z * kThinPiece, end = min(depth, begin + kThinPiece);
+  const int begin = blockIdx.z * piece, end = min(depth, begin + piece);
   const int ranks = min(kSide, p.rank - first_rank), slices = (end - begin + kSide - 1) / kSide;
   const unsigned base = shared_address(shared);
 
@@ -79,7 +79,7 @@ cudaError_t launch_thin(const ThinProduct& p, Queue queue) {
   const int outer = kOverRows ? p.columns : p.rows;
   const dim3 grid(static_cast<unsigned>((outer + kSide - 1) / kSide), static_cast<unsigned>((p.rank + kSide - 1) / kSide),
                   static_cast<unsigned>(thin_pieces(kOverRows, p.rows, p.columns)));
-  return launch(kernel, grid, kThinThreads, kShared, 1, queue, p, chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.thin, p.thin_stride * 2));
+  return launch(kernel, grid, kThinThreads, kShared, 1, queue, p, static_cast<int>(thin_piece(kOverRows, p.rows, p.columns)), chunks_aligned(p.wide, p.wide_stride * 2), chunks_aligned(p.thin, p.thin_stride * 2));
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 
 namespace squareq::cuda {
 
-/// Partial sums in fp32 of `wide` [rows, columns] with a thin matrix of the same dtype (BF16 or F16), in pieces of kThinPiece of what is summed over:
+/// Partial sums in fp32 of `wide` [rows, columns] with a thin matrix of the same dtype (BF16 or F16), in pieces of thin_piece() of what is summed over:
 ///   over_rows false: partial[piece][row, r]    = sum_c wide[row, c] thin[r, c]     thin is [rank, >= columns]
 ///   over_rows true:  partial[piece][column, r] = sum_m wide[m, column] thin[m, r]  thin is [rows, rank]
 /// rank is a multiple of 16; partial holds thin_pieces() matrices of rank columns.
@@ -23,8 +23,18 @@ struct ThinProduct {
   float* partial;
 };
 
-inline constexpr std::int32_t kThinPiece = 512;
-inline std::int64_t thin_pieces(bool over_rows, std::int64_t rows, std::int64_t columns) { return ((over_rows ? rows : columns) + kThinPiece - 1) / kThinPiece; }
+inline std::int64_t pieces_of(std::int64_t total, std::int64_t piece) { return (total + piece - 1) / piece; }
+/// Shorter pieces where there would be too few blocks to fill a device, which then wait for memory one tile after another.
+inline constexpr std::int64_t kLongestThinPiece = 512, kShortestThinPiece = 128, kThinBlocks = 384;
+inline std::int64_t thin_piece(bool over_rows, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t depth = over_rows ? rows : columns, tiles = pieces_of(over_rows ? columns : rows, 64);
+  std::int64_t piece = kLongestThinPiece;
+  while (piece > kShortestThinPiece && tiles * pieces_of(depth, piece) < kThinBlocks) piece /= 2;
+  return piece;
+}
+inline std::int64_t thin_pieces(bool over_rows, std::int64_t rows, std::int64_t columns) {
+  return pieces_of(over_rows ? rows : columns, thin_piece(over_rows, rows, columns));
+}
 
 cudaError_t thin_product(const ThinProduct& p, Queue queue);
 
@@ -45,10 +55,13 @@ struct ThinPair {
 inline constexpr std::int64_t kLargestPairRank = 32, kFewPairRows = 128;
 /// Rows of a piece: as many as the registers hold sums of, fewer where the device would not be filled.
 inline std::int64_t pair_rows(std::int64_t rank, std::int64_t rows) { return rows <= 2048 ? kFewPairRows : 8192 / rank; }
-/// Columns of a piece: more where the pieces of D would take too much memory.
-inline std::int64_t pair_columns(std::int64_t rows, std::int64_t columns) { return 256 * (1 + (rows * columns >> 27)); }
-inline std::int64_t pair_row_pieces(std::int64_t rank, std::int64_t rows) { return (rows + pair_rows(rank, rows) - 1) / pair_rows(rank, rows); }
-inline std::int64_t pair_column_pieces(std::int64_t rows, std::int64_t columns) { return (columns + pair_columns(rows, columns) - 1) / pair_columns(rows, columns); }
+/// Columns of a piece: fewer where the device would not be filled, more where the pieces of D would take too much memory.
+inline std::int64_t pair_columns(std::int64_t rank, std::int64_t rows, std::int64_t columns) {
+  if (pieces_of(rows, pair_rows(rank, rows)) * pieces_of(columns, 256) < kThinBlocks / 2) return 128;
+  return 256 * (1 + (rows * columns >> 27));
+}
+inline std::int64_t pair_row_pieces(std::int64_t rank, std::int64_t rows) { return pieces_of(rows, pair_rows(rank, rows)); }
+inline std::int64_t pair_column_pieces(std::int64_t rank, std::int64_t rows, std::int64_t columns) { return pieces_of(columns, pair_columns(rank, rows, columns)); }
 
 cudaError_t thin_pair(const ThinPair& p, Queue queue);
 

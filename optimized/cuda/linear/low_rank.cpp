@@ -46,7 +46,7 @@ void LowRank::need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, 
   need(d && !pair, thin_pieces(false, rows_, out_), rows_);
   need(da, thin_pieces(true, rows_, in_), in_);
   need(db && !pair, thin_pieces(true, rows_, out_), out_);
-  if (pair) elements = std::max(elements, (pair_column_pieces(rows_, out_) * rows_ + pair_row_pieces(rank_, rows_) * out_) * rank_);
+  if (pair) elements = std::max(elements, (pair_column_pieces(rank_, rows_, out_) * rows_ + pair_row_pieces(rank_, rows_) * out_) * rank_);
   workspace.reserve(&partial_, elements);
 }
 
@@ -93,7 +93,7 @@ void LowRank::make_d(const Matrix& g, Chain& chain) {
 void LowRank::make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(g.columns), rank = static_cast<std::int32_t>(rank_);
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
-  const std::int64_t d_pieces = pair_column_pieces(rows_, g.columns), b_pieces = pair_row_pieces(rank_, rows_);
+  const std::int64_t d_pieces = pair_column_pieces(rank_, rows_, g.columns), b_pieces = pair_row_pieces(rank_, rows_);
   float* const partial_b = partial_ + d_pieces * rows_ * rank_;
   check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b}, chain.next()));
   const ThinSum d{partial_, d_pieces, rows_, rank, true_rank, d_, dtype_, nullptr, 0, nullptr, 0, 0, 1, false};
