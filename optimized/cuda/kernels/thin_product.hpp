@@ -9,6 +9,21 @@
 
 namespace squareq::cuda {
 
+inline std::int64_t pieces_of(std::int64_t total, std::int64_t piece) { return (total + piece - 1) / piece; }
+
+/// How many tiles of 64 of a sum of `tiles` a block takes where `outer` blocks share each piece: so that the turns of `places` blocks at a time take
+/// least, a block's start and end counted as two tiles. By shape alone: the same call has the same bits on every device.
+inline std::int64_t tiles_per_piece(std::int64_t outer, std::int64_t tiles, std::int64_t places) {
+  std::int64_t best = 0, least = 0;
+  for (int turns = 1; turns <= 4; ++turns) {
+    const std::int64_t wanted = turns * places / (outer > 0 ? outer : 1), pieces = wanted < 1 ? 1 : wanted;
+    const std::int64_t each = pieces_of(tiles, pieces) < 2 ? 2 : pieces_of(tiles, pieces);
+    const std::int64_t time = pieces_of(outer * pieces_of(tiles, each), places) * (each + 2);
+    if (!best || time < least) best = each, least = time;
+  }
+  return best;
+}
+
 /// Partial sums in fp32 of `wide` [rows, columns] with a thin matrix of the same dtype (BF16 or F16), in pieces of thin_piece() of what is summed over:
 ///   over_rows false: partial[piece][row, r]    = sum_c wide[row, c] thin[r, c]     thin is [rank, >= columns]
 ///   over_rows true:  partial[piece][column, r] = sum_m wide[m, column] thin[m, r]  thin is [rows, rank]
@@ -23,14 +38,9 @@ struct ThinProduct {
   float* partial;
 };
 
-inline std::int64_t pieces_of(std::int64_t total, std::int64_t piece) { return (total + piece - 1) / piece; }
-/// Shorter pieces where there would be too few blocks to fill a device, which then wait for memory one tile after another.
-inline constexpr std::int64_t kLongestThinPiece = 512, kShortestThinPiece = 128, kThinBlocks = 384;
+inline constexpr std::int64_t kThinPlaces = 528;  // four blocks on each of an H200's multiprocessors
 inline std::int64_t thin_piece(bool over_rows, std::int64_t rows, std::int64_t columns) {
-  const std::int64_t depth = over_rows ? rows : columns, tiles = pieces_of(over_rows ? columns : rows, 64);
-  std::int64_t piece = kLongestThinPiece;
-  while (piece > kShortestThinPiece && tiles * pieces_of(depth, piece) < kThinBlocks) piece /= 2;
-  return piece;
+  return 64 * tiles_per_piece(pieces_of(over_rows ? columns : rows, 64), pieces_of(over_rows ? rows : columns, 64), kThinPlaces);
 }
 inline std::int64_t thin_pieces(bool over_rows, std::int64_t rows, std::int64_t columns) {
   return pieces_of(over_rows ? rows : columns, thin_piece(over_rows, rows, columns));
@@ -52,15 +62,13 @@ struct ThinPair {
   float *partial_d, *partial_b;
 };
 
-inline constexpr std::int64_t kLargestPairRank = 32, kFewPairRows = 128;
+inline constexpr std::int64_t kLargestPairRank = 32, kFewPairRows = 128, kPairPlaces = 396;  // three blocks on each of an H200's multiprocessors
 /// Rows of a piece: as many as the registers hold sums of, fewer where the device would not be filled.
 inline std::int64_t pair_rows(std::int64_t rank, std::int64_t rows) { return rows <= 2048 ? kFewPairRows : 8192 / rank; }
-/// Columns of a piece: fewer where the device would not be filled, more where the pieces of D would take too much memory.
-inline std::int64_t pair_columns(std::int64_t rank, std::int64_t rows, std::int64_t columns) {
-  if (pieces_of(rows, pair_rows(rank, rows)) * pieces_of(columns, 256) < kThinBlocks / 2) return 128;
-  return 256 * (1 + (rows * columns >> 27));
-}
 inline std::int64_t pair_row_pieces(std::int64_t rank, std::int64_t rows) { return pieces_of(rows, pair_rows(rank, rows)); }
+inline std::int64_t pair_columns(std::int64_t rank, std::int64_t rows, std::int64_t columns) {
+  return 64 * tiles_per_piece(pair_row_pieces(rank, rows), pieces_of(columns, 64), kPairPlaces);
+}
 inline std::int64_t pair_column_pieces(std::int64_t rank, std::int64_t rows, std::int64_t columns) { return pieces_of(columns, pair_columns(rank, rows, columns)); }
 
 cudaError_t thin_pair(const ThinPair& p, Queue queue);

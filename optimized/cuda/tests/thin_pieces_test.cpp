@@ -24,23 +24,23 @@ TEST(ThinPieces, AreWholeTilesThatCoverTheSum) {
       }
 }
 
-TEST(ThinPieces, GiveFewRowsManyBlocks) {
-  EXPECT_EQ(cuda::thin_pieces(false, 16, 3072), 24);    // of 128: one tile of rows
-  EXPECT_EQ(cuda::thin_pieces(false, 4608, 3072), 6);   // 72 tiles of rows: 432 blocks of the longest pieces
-  EXPECT_EQ(cuda::thin_pieces(true, 4608, 3072), 9);    // 48 tiles of columns: 432 blocks
+TEST(ThinPieces, FillAnH200InWholeTurns) {
+  EXPECT_EQ(cuda::thin_pieces(false, 16, 3072), 24);     // of two tiles, the shortest: one tile of rows gives no more blocks
+  EXPECT_EQ(cuda::thin_pieces(false, 4608, 3072), 7);    // x 72 tiles of rows: 504 of 528 places
+  EXPECT_EQ(cuda::thin_pieces(false, 4608, 12288), 7);
+  EXPECT_EQ(cuda::thin_pieces(true, 4608, 55296), 1);    // 864 tiles of columns are two turns anyway
   EXPECT_EQ(cuda::pair_column_pieces(16, 512, 3072), 24);
-  EXPECT_EQ(cuda::pair_column_pieces(16, 4608, 3072), 24);  // 9 row pieces x 12 would be too few
-  EXPECT_EQ(cuda::pair_column_pieces(16, 4608, 12288), 48);
+  EXPECT_EQ(cuda::pair_column_pieces(16, 4608, 12288), 39);  // x 9 pieces of rows: 351 of 396 places
 }
 
-TEST(ThinPieces, OfBothGradientsStayBelowTheBytesThatTheReadmeNames) {
+TEST(ThinPieces, StayBelowTheBytesThatTheReadmeNames) {
   for (const std::int64_t rows : kRows)
     for (const std::int64_t columns : kColumns) {
       SCOPED_TRACE(text(rows, columns));
-      if (rows < 128) continue;  // a tile's padding counts more than its values
-      const std::int64_t bytes = (cuda::pair_column_pieces(16, rows, columns) * rows + cuda::pair_row_pieces(16, rows) * columns) * 16 * 4;
-      EXPECT_LE(bytes, rows * columns + 128 * (rows + columns));
-      EXPECT_LE(bytes, std::int64_t{85} << 20);
+      const std::int64_t row = 16 * 4;
+      EXPECT_LE((cuda::pair_column_pieces(16, rows, columns) * rows + cuda::pair_row_pieces(16, rows) * columns) * row, std::int64_t{70} * 1000 * 1000);
+      EXPECT_LE(cuda::thin_pieces(false, rows, columns) * rows * row, std::int64_t{9} * 1000 * 1000);
+      EXPECT_LE(cuda::thin_pieces(true, rows, columns) * columns * row, std::int64_t{9} * 1000 * 1000);
     }
 }
 
