@@ -123,7 +123,10 @@ std::string refusal(const Case& r, const std::shared_ptr<Shadow>& shadow, Proble
 }
 
 TEST(Shadow, AChangedNumberOfAMutantIsNamedAndDumped) {
-  const auto folder = std::filesystem::temp_directory_path() / ("squareq-shadow-" + std::to_string(getpid()));
+  // A process that has used a GPU cannot be forked: each child runs this test from its start, and finds the folder in the environment.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  setenv("SQUAREQ_SHADOW_TEST_FOLDER", (std::filesystem::temp_directory_path() / ("squareq-shadow-" + std::to_string(getpid()))).c_str(), 0);
+  const std::filesystem::path folder = std::getenv("SQUAREQ_SHADOW_TEST_FOLDER");
   std::filesystem::create_directories(folder);
   for (const auto& [pass, tensor] : {std::pair("forward", "y"), std::pair("backward", "dx")}) {
     setenv("SQUAREQ_ONE_CHANGE", (std::string(pass) + ":layer:1").c_str(), 1);
@@ -145,7 +148,7 @@ TEST(Shadow, AChangedNumberOfAMutantIsNamedAndDumped) {
     const auto got = SafetensorsFile::open(folder / (stem + ".backend.safetensors")).read_all(tensor);
     EXPECT_NE(got, SafetensorsFile::open(folder / (stem + ".shadow.safetensors")).read_all(tensor));
   }
-  unsetenv("SQUAREQ_ONE_CHANGE");
+  unsetenv("SQUAREQ_ONE_CHANGE"), unsetenv("SQUAREQ_SHADOW_TEST_FOLDER");
   std::filesystem::remove_all(folder);
 }
 

@@ -26,15 +26,19 @@ double relative_distance(const std::vector<float>& a, const std::vector<float>& 
   return std::sqrt(difference / norm);
 }
 
-TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer/generate.py is the other side, also SQ-TRN-009
+class OnEachBackend : public testing::TestWithParam<const char*> {};
+
+TEST_P(OnEachBackend, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer/generate.py is the other side, also SQ-TRN-009
+  const std::string backend = GetParam();
+  if (backend == "cuda" && !torch::cuda::is_available()) GTEST_SKIP() << "not run: libtorch sees no GPU here";
   const TemporaryFolder folder;
   const std::vector<std::string> places = {
       "model.slab=" + emoji_slab().string(), "data.train=" + (emoji_fixture / "cache/blueprint_train.safetensors").string(),
       "lora.start=" + (fixture / "start.safetensors").string(), "train.draws=" + (fixture / "draws.safetensors").string(),
-      "output.dir=" + folder.path().string()};
+      "output.dir=" + folder.path().string(), "train.dtype=f32"};
   const RunConfig config = read_config(fixture / "run.json", places);
   ASSERT_EQ(config.memory.resident_blocks, 2);
-  const auto model = Transformer::open(open_options(config, "cpu"));
+  const auto model = Transformer::open(open_options(config, backend));
   TrainingLoop loop(config, *model);
   ASSERT_EQ(loop.adapters().size(), 66u);
   const SafetensorsFile expected = SafetensorsFile::open(fixture / "expected.safetensors");
@@ -60,9 +64,11 @@ TEST(Trainer, MatchesDiffusersOnTheSameDraws) {  // SQ-TRN-045: fixtures/trainer
   EXPECT_LT(distance, 1e-3);
   RecordProperty("worst_relative_loss", std::to_string(worst_loss));
   RecordProperty("adapter_distance", std::to_string(distance));
-  std::printf("losses agree to %.2e, gradient norms to %.2e, adapter to %.2e\n", worst_loss, worst_norm, distance);
+  std::printf("%s: losses agree to %.2e, gradient norms to %.2e, adapter to %.2e\n", backend.c_str(), worst_loss, worst_norm, distance);
   EXPECT_GT(model->stream_stats().loads, 0u);  // the weights were streamed
 }
+
+INSTANTIATE_TEST_SUITE_P(Trainer, OnEachBackend, testing::Values("cpu", "cuda"), [](const auto& test) { return std::string(test.param); });
 
 std::vector<LoraLayer> result_of(const RunConfig& config) {
   return read_lora(config.output.dir / "lora.peft.safetensors", lora_names(*Transformer::open(open_options(config, "cpu"))));
