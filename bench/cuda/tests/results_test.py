@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""bench/cuda/results.py: medians, worst shapes, aims, rooflines, transfers and refusals, on crafted runs whose answers are worked out by hand."""
+"""bench/cuda/results.py: medians, worst shapes, aims, rooflines, transfers, sanitizers and refusals, on crafted runs whose answers are worked out by hand."""
 import copy
 import json
 import pathlib
@@ -117,6 +117,25 @@ class Results(unittest.TestCase):
         self.assertIn("| 10 us: short |", out)
         self.assertIn("95 %: short", out)
         self.assertIn("stalled 1.00 ms", out)
+
+    def test_sanitizers(self):
+        log = "========= COMPUTE-SANITIZER\n[==========] Running 2 tests\n[  PASSED  ] {} tests.\n{}"
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "run.json").write_text(json.dumps(TRANSFERS), encoding="utf-8")
+            (folder / "memcheck.log").write_text(log.format(19, "========= ERROR SUMMARY: 0 errors\n"), encoding="utf-8")
+            (folder / "racecheck.0.log").write_text(log.format(3, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"), encoding="utf-8")
+            (folder / "racecheck.1.log").write_text(log.format(4, "[  FAILED  ] 1 test, listed below:\n"), encoding="utf-8")
+            (folder / "other.log").write_text("nothing of the kind", encoding="utf-8")
+
+            def run(*names):
+                return subprocess.run([sys.executable, SCRIPT, *(folder / n for n in names)], capture_output=True, text=True)
+            out = run("run.json", "memcheck.log", "racecheck.1.log", "racecheck.0.log").stdout
+            self.assertIn("| memcheck | 19 | 0 | 0 errors |", out)
+            self.assertIn("| racecheck | 7 | 1 | 0 hazards displayed (0 errors, 0 warnings); stopped before its end |", out)
+            self.assertNotIn("compute-sanitizer", run("run.json").stdout)
+            self.assertIn("no log of compute-sanitizer", run("run.json", "other.log").stderr)
+            self.assertIn("beside the logs", run("memcheck.log").stderr)
 
     def test_refusals(self):
         other = {**linear([shape(64, 16, 16)], "sustained"), "device": {**DEVICE, "name": "Other GPU"}}
