@@ -143,7 +143,7 @@ std::vector<Tensor> Flux1::block(std::int64_t index, const std::vector<Tensor>& 
   return single_block(singles_[static_cast<std::size_t>(index) - doubles_.size()], in);
 }
 
-Flux1::Projections Flux1::project(const Attention& a, const Tensor& x, AdapterTensors adapters) const {
+Flux1::Projections Flux1::project(const Attention& a, const LinearInput& x, AdapterTensors adapters) const {
   return {linear(a.q, x, adapters), linear(a.k, x, adapters), linear(a.v, x, adapters).unflatten(-1, {-1, config_.attention_head_dim})};
 }
 
@@ -160,8 +160,8 @@ std::vector<Tensor> Flux1::double_block(const DoubleBlock& b, const std::vector<
   const std::vector<Tensor> mi = chunks(linear(b.image.modulation, silu_vec, adapters), 6);  // shift, scale, gate; shift, scale, gate
   const std::vector<Tensor> mt = chunks(linear(b.text.modulation, silu_vec, adapters), 6);
   const Attention &of_image = b.image.attention, &of_text = b.text.attention;
-  const Projections i = project(of_image, modulated(image, mi[0], mi[1], kNormEpsilon), adapters);
-  const Projections t = project(of_text, modulated(text, mt[0], mt[1], kNormEpsilon), adapters);
+  const Projections i = project(of_image, linears_->shared(modulated(image, mi[0], mi[1], kNormEpsilon)), adapters);
+  const Projections t = project(of_text, linears_->shared(modulated(text, mt[0], mt[1], kNormEpsilon)), adapters);
   const Tensor attended = attend(linears_->heads({{t.q, of_text.norm_q}, {i.q, of_image.norm_q}}, rope, kNormEpsilon),
                                  linears_->heads({{t.k, of_text.norm_k}, {i.k, of_image.norm_k}}, rope, kNormEpsilon), torch::cat({t.v, i.v}, 1));
   const std::int64_t split = text.size(1);
@@ -173,7 +173,7 @@ std::vector<Tensor> Flux1::single_block(const SingleBlock& b, const std::vector<
   const Tensor &x = in[0], &silu_vec = in[1], &rope = in[2];
   const AdapterTensors adapters = rest(in, 3);
   const std::vector<Tensor> m = chunks(linear(b.modulation, silu_vec, adapters), 3);  // shift, scale, gate
-  const Tensor normed = modulated(x, m[0], m[1], kNormEpsilon);
+  const LinearInput normed = linears_->shared(modulated(x, m[0], m[1], kNormEpsilon));
   const Projections p = project(b.attention, normed, adapters);
   const Tensor attended = attend(linears_->heads({{p.q, b.attention.norm_q}}, rope, kNormEpsilon),
                                  linears_->heads({{p.k, b.attention.norm_k}}, rope, kNormEpsilon), p.v);

@@ -67,11 +67,11 @@ class Flux1 {
     torch::Tensor q, k;  // [B, S, H d]: before norm and rotation
     torch::Tensor v;     // [B, S, H, d]
   };
-  Projections project(const Attention& a, const torch::Tensor& x, AdapterTensors adapters) const;
+  Projections project(const Attention& a, const LinearInput& x, AdapterTensors adapters) const;
   torch::Tensor sinusoid(const torch::Tensor& value) const;
   torch::Tensor rope_table(const torch::Tensor& txt_ids, const torch::Tensor& img_ids) const;
   torch::Tensor embed(const Embedder& e, const torch::Tensor& x, AdapterTensors adapters) const;
-  torch::Tensor linear(std::size_t layer, const torch::Tensor& x, AdapterTensors adapters, std::int32_t activation = SQ_ACT_NONE) const {
+  torch::Tensor linear(std::size_t layer, const LinearInput& x, AdapterTensors adapters, std::int32_t activation = SQ_ACT_NONE) const {
     return linears_->apply(layer, x, activation, adapters);
   }
 

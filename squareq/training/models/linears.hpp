@@ -12,6 +12,7 @@
 
 #include "squareq/training/model.hpp"
 #include "squareq/training/modules/normed_heads.hpp"
+#include "squareq/training/modules/token_codes.hpp"
 
 namespace squareq::training {
 
@@ -45,6 +46,14 @@ struct FloatWeight {
   torch::Tensor w, bias;
 };
 
+/// What a linear reads: x [..., in] and, where several linears share it and their arithmetic wants that, the codes of its rows, made once.
+struct LinearInput {
+  torch::Tensor x;
+  TokenCodes codes{};
+
+  LinearInput(const torch::Tensor& input) : x(input) {}  // a tensor is an input
+};
+
 class Linears {
  public:
   explicit Linears(std::vector<LinearInfo> list);
@@ -57,7 +66,9 @@ class Linears {
   std::size_t index(std::string_view name) const;
 
   /// activation(x W^T + bias + branch), x [..., in] -> [..., out] in x's dtype. `adapters` are the tensors of the layer's own block.
-  virtual torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const = 0;
+  virtual torch::Tensor apply(std::size_t layer, const LinearInput& input, std::int32_t activation, AdapterTensors adapters) const = 0;
+  /// x for several linears. Changes no bit of what they give.
+  virtual LinearInput shared(const torch::Tensor& x) const { return x; }
 
   /// Queries or keys of attention from their projections: RMSNorm of every head, RoPE, the streams joined: [B, sum of S, H, d] (normed_heads()). Here
   /// in plain libtorch operations, which round between norm and rotation.
@@ -89,8 +100,8 @@ class Linears {
 class FloatLinears final : public Linears {
  public:
   FloatLinears(std::vector<LinearInfo> list, std::vector<FloatWeight> weights) : Linears(std::move(list)), weights_(std::move(weights)) {}
-  torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const override {
-    return apply_float(weights_[layer], layer, x, activation, adapters);
+  torch::Tensor apply(std::size_t layer, const LinearInput& input, std::int32_t activation, AdapterTensors adapters) const override {
+    return apply_float(weights_[layer], layer, input.x, activation, adapters);
   }
 
  private:

@@ -101,7 +101,14 @@ void SlabLinears::bind(const AdapterSet* set, const std::map<std::string, Placem
   for (std::size_t i = 0; i < pieces_.size(); ++i) pieces_[i] = pieces_of(i);
 }
 
-torch::Tensor SlabLinears::apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const {
+LinearInput SlabLinears::shared(const torch::Tensor& x) const {
+  LinearInput input(x);
+  if (compute_ == SQ_COMPUTE_W8A8) input.codes = token_codes(backend_, x.reshape({-1, x.size(-1)}));
+  return input;
+}
+
+torch::Tensor SlabLinears::apply(std::size_t layer, const LinearInput& input, std::int32_t activation, AdapterTensors adapters) const {
+  const torch::Tensor& x = input.x;
   if (!places_[layer]) return apply_float(floats_[layer], layer, x, activation, adapters);
   const torch::Tensor rows = x.reshape({-1, x.size(-1)});
   const Branch* branch = branch_of(layer);
@@ -115,7 +122,7 @@ torch::Tensor SlabLinears::apply(std::size_t layer, const torch::Tensor& x, std:
   std::vector<torch::Tensor> outputs;
   for (const Piece& piece : pieces_[layer]) {
     if (branch) low_rank.b_t = piece.out == b_t.size(0) ? b_t : b_t.narrow(0, piece.b_first, piece.out);
-    outputs.push_back(quantized_linear(rows, low_rank, piece.calls[activation]));
+    outputs.push_back(quantized_linear(rows, low_rank, piece.calls[activation], input.codes));
   }
   const torch::Tensor y = outputs.size() == 1 ? outputs[0] : torch::cat(outputs, 1);
   std::vector<std::int64_t> shape = x.sizes().vec();

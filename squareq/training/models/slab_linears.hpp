@@ -32,7 +32,9 @@ class SlabLinears final : public Linears {
   SlabLinears(std::vector<LinearInfo> list, Context backend, std::vector<std::optional<SlabPlace>> places, std::vector<FloatWeight> floats,
               std::int32_t compute = SQ_COMPUTE_DEFAULT, std::shared_ptr<Shadow> shadow = {});
 
-  torch::Tensor apply(std::size_t layer, const torch::Tensor& x, std::int32_t activation, AdapterTensors adapters) const override;
+  torch::Tensor apply(std::size_t layer, const LinearInput& input, std::int32_t activation, AdapterTensors adapters) const override;
+  /// With W8A8: x and its codes.
+  LinearInput shared(const torch::Tensor& x) const override;
   /// Through the contract where the backend offers the operation, one pass and one rounding, unless the positions want a gradient.
   torch::Tensor heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const override;
   void bind(const AdapterSet* set, const std::map<std::string, Placement>& native) override;

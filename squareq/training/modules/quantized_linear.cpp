@@ -1,5 +1,7 @@
 #include "squareq/training/modules/quantized_linear.hpp"
 
+#include <optional>
+
 #include "squareq/training/modules/shadow_check.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
@@ -15,7 +17,7 @@ struct ForwardResult {
   torch::Tensor y, preactivation, h;  // the last two only where backward will want them
 };
 
-ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const LowRank& branch, bool keep) {
+ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const LowRank& branch, const TokenCodes& codes, bool keep) {
   ForwardResult result;
   result.y = torch::empty({x.size(0), call.out_features}, x.options());
   if (x.size(0) == 0) return result;
@@ -27,7 +29,9 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
   args.stream = stream_of(x.device());
   args.weight = &bound.ref;
   const sq_tensor x_view = view_of(x), y_view = view_of(result.y);
-  args.x = &x_view;
+  std::optional<TokenCodesView> quantized;
+  if (codes.defined()) args.xq = &quantized.emplace(codes).activation;
+  else args.x = &x_view;
   args.y = &y_view;
   sq_tensor preactivation{}, h{};
   if (keep && call.activation != SQ_ACT_NONE) {
@@ -43,7 +47,7 @@ ForwardResult run_forward(const LinearCall& call, const torch::Tensor& x, const 
     compute();
     return result;
   }
-  const LoraView lora(call.scaling, branch.a_t, branch.b_t, branch.x);
+  const LoraView lora(call.scaling, branch.a_t, branch.b_t, codes.defined() && !branch.x.defined() ? x : branch.x);  // codes are the base's input alone
   args.lora = &lora.lora;
   if (keep) {
     result.h = torch::empty({x.size(0), branch.a_t.size(0)}, x.options().dtype(torch::kFloat32));
@@ -61,10 +65,10 @@ struct CallHolder : torch::CustomClassHolder {
 
 // Inputs: {x} or {x, a_t, b_t} or {x, a_t, b_t, branch x}.
 struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFunction> {
-  static torch::Tensor forward(AutogradContext* ctx, at::TensorList inputs, std::shared_ptr<const LinearCall> call) {
+  static torch::Tensor forward(AutogradContext* ctx, at::TensorList inputs, std::shared_ptr<const LinearCall> call, const TokenCodes& codes) {
     LowRank branch;
     if (inputs.size() > 1) branch = {inputs[1], inputs[2], inputs.size() > 3 ? inputs[3] : torch::Tensor()};
-    ForwardResult result = run_forward(*call, inputs[0], branch, true);
+    ForwardResult result = run_forward(*call, inputs[0], branch, codes, true);
     variable_list saved(inputs.begin(), inputs.end());
     if (result.preactivation.defined()) saved.push_back(result.preactivation);
     if (result.h.defined()) saved.push_back(result.h);
@@ -86,7 +90,7 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
     const torch::Tensor h = inputs > 1 && next < saved.size() ? saved[next] : torch::Tensor();
     const torch::Tensor& x = saved[0];
 
-    variable_list out(inputs + 1);  // one more for the LinearCall argument
+    variable_list out(inputs + 2);  // two more for the arguments that are no inputs
     for (std::size_t i = 0; i < inputs; ++i)
       if (ctx->needs_input_grad(i)) out[i] = torch::empty(saved[i].sizes(), saved[i].options());
     if (x.size(0) == 0) {
@@ -136,15 +140,15 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
 
 }  // namespace
 
-torch::Tensor quantized_linear(const torch::Tensor& x, const LowRank& branch, const std::shared_ptr<const LinearCall>& call) {
+torch::Tensor quantized_linear(const torch::Tensor& x, const LowRank& branch, const std::shared_ptr<const LinearCall>& call, const TokenCodes& codes) {
   variable_list inputs{x};
   if (branch.a_t.defined()) inputs.insert(inputs.end(), {branch.a_t, branch.b_t});
   if (branch.x.defined()) inputs.push_back(branch.x);
   bool differentiated = false;
   if (torch::GradMode::is_enabled())
     for (const torch::Tensor& input : inputs) differentiated = differentiated || input.requires_grad();
-  if (!differentiated) return run_forward(*call, x, branch, false).y;
-  return QuantizedLinearFunction::apply(at::TensorList(inputs), call);
+  if (!differentiated) return run_forward(*call, x, branch, codes, false).y;
+  return QuantizedLinearFunction::apply(at::TensorList(inputs), call, codes);
 }
 
 }  // namespace squareq::training

@@ -168,6 +168,41 @@ TEST_P(Modules, Int8ActivationsForwardAndBackward) {  // SQ-TRN-048
   }
 }
 
+TEST_P(Modules, SharedCodesChangeNoBit) {  // SQ-TRN-048
+  torch::manual_seed(4);
+  const auto layer = std::make_shared<RandomLayer>(37, 29);
+  const Tensor wide = torch::randn({7, 2 * layer->in}), a_t = torch::randn({3, layer->in}).requires_grad_(true), b_t = torch::randn({layer->out, 3}).requires_grad_(true);
+  for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
+    const Tensor x = wide.narrow(1, 3, layer->in).to(dtype).detach().requires_grad_(true), dy = torch::randn({7, layer->out}).to(dtype), own = torch::randn({7, layer->in}).to(dtype);
+    const TokenCodes codes = token_codes(backend, x);
+    EXPECT_TRUE(torch::allclose(codes.q.to(torch::kFloat64) * codes.scale.to(torch::kFloat64).unsqueeze(1), per_token(x.detach().to(torch::kFloat32)), 1e-6, 0));
+    for (const std::int32_t activation : {SQ_ACT_NONE, SQ_ACT_GELU_TANH})
+      for (const LowRank& branch : {LowRank{}, LowRank{a_t, b_t, {}}, LowRank{a_t, b_t, own}}) {
+        LinearCall constant{backend, layer, layer->out, activation, 0.75f};
+        constant.compute = SQ_COMPUTE_W8A8;
+        const auto call = std::make_shared<const LinearCall>(constant);
+        const auto results = [&](const TokenCodes& given) {
+          const Tensor y = quantized_linear(x, branch, call, given);
+          std::vector<Tensor> inputs{x};
+          if (branch.a_t.defined()) inputs.insert(inputs.end(), {a_t, b_t});
+          std::vector<Tensor> all = torch::autograd::grad({y}, inputs, {dy});
+          all.push_back(y.detach());
+          return all;
+        };
+        const std::vector<Tensor> with = results(codes), without = results({});
+        for (std::size_t i = 0; i < with.size(); ++i) EXPECT_TRUE(torch::equal(with[i], without[i])) << dtype << ' ' << activation << ' ' << i;
+        torch::NoGradGuard no_grad;
+        EXPECT_TRUE(torch::equal(quantized_linear(x, branch, call, codes), without.back()));
+      }
+  }
+  TokenCodes wrong = token_codes(backend, wide.narrow(1, 0, layer->in).contiguous());
+  LinearCall constant{backend, layer, layer->out, SQ_ACT_NONE, 0.75f};
+  constant.compute = SQ_COMPUTE_W8A8;
+  const auto call = std::make_shared<const LinearCall>(constant);
+  const Tensor x = wide.narrow(1, 3, layer->in).contiguous();
+  EXPECT_FALSE(torch::equal(quantized_linear(x, {}, call, wrong), quantized_linear(x, {}, call))) << "the codes given are not the ones that count";
+}
+
 /// Any shape and activation against the same formula in float64, gradients by libtorch's own autograd.
 TEST_P(Modules, GradientsMatchFloat64ForEveryActivationAndOwnBranchInput) {
   torch::manual_seed(1);
