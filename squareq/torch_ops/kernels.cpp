@@ -14,6 +14,7 @@
 #include "squareq/torch_ops/outputs.hpp"
 #include "squareq/torch_ops/signatures.hpp"
 #include "squareq/training/tensor_bridge.hpp"
+#include "squareq/training/token_codes.hpp"
 #include "squareq/training/torch_compat.hpp"
 
 namespace squareq::torch_ops {
@@ -62,19 +63,8 @@ Tensor dequantize(const Tensor& qweight, const Tensor& scale, at::ScalarType dty
 
 std::tuple<Tensor, Tensor> quantize_activation(const Tensor& x) {
   if (x.dim() < 1) throw Error(Code::CALL_SHAPE, "squareq::quantize_activation: x has shape [], must have at least 1 dimension");
-  const Tensor rows = rows_of(x);
-  const Tensor q = empty_as(x, at::kChar), scale = empty_per_row(x, at::kFloat);
-  const sq_tensor in = view_of(rows);
-  const std::array<sq_part, 2> out{{{"q", view_of(rows_of(q))}, {"scale", view_of(scale.reshape({-1}))}}};
-  auto args = sized<sq_quantize_activation_args>();
-  args.stream = training::stream_of(x.device());
-  args.x = &in;
-  args.format = "per_token_int8";
-  args.out = out.data();
-  args.out_count = out.size();
-  const Context context = context_on(x.device());
-  call(context.linear().quantize_activation, context, args);
-  return {q, scale};
+  const training::TokenCodes codes = training::token_codes(context_on(x.device()), rows_of(x));
+  return {codes.q.view(x.sizes()), codes.scale.view(x.sizes().slice(0, x.dim() - 1))};
 }
 
 Tensor linear(const Tensor& x, const Tensor& qweight, const Tensor& scale, const MaybeTensor& bias, Text compute, Text activation) {

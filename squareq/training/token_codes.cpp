@@ -1,4 +1,4 @@
-#include "squareq/training/modules/token_codes.hpp"
+#include "squareq/training/token_codes.hpp"
 
 #include <array>
 
@@ -13,7 +13,6 @@ std::array<sq_part, 2> parts_of(const TokenCodes& codes) { return {sq_part{"q", 
 }  // namespace
 
 TokenCodes token_codes(const Context& backend, const torch::Tensor& x) {
-  if (!offered(backend.linear(), &sq_linear_group::quantize_activation)) return {};
   const TokenCodes codes{torch::empty(x.sizes(), x.options().dtype(torch::kInt8).requires_grad(false)),
                          torch::empty({x.size(0)}, x.options().dtype(torch::kFloat32).requires_grad(false))};
   if (x.size(0) == 0) return codes;

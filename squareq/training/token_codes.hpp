@@ -15,8 +15,8 @@ struct TokenCodes {
   bool defined() const { return q.defined(); }
 };
 
-/// The codes that a W8A8 forward would make of x [M, K] F32, BF16 or F16 itself; none where the backend does not offer the operation. Not differentiable:
-/// a layer's gradient is that of x.
+/// The codes that a W8A8 forward would make of x [M, K] F32, BF16 or F16 itself, on x's device and its current stream. Not differentiable: a layer's
+/// gradient is that of x. CALL_UNSUPPORTED where the backend does not offer quantize_activation, and what the contract refuses. May be called from any thread.
 TokenCodes token_codes(const Context& backend, const torch::Tensor& x);
 
 /// sq_quantized_activation with the views that it points to; `codes` must outlive it.

@@ -15,7 +15,8 @@ torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& k, const to
 /// How many heads each call of FlashAttention's deterministic backward should take; they add up to `heads`. A block of that kernel has a
 /// multiprocessor to itself, and a call has ceil(multiprocessors / (batch heads)) blocks per head, which share the head's tiles of 128 keys. 24 heads on
 /// 132 multiprocessors are 6 blocks each, 144: a second turn for 12 of them, which doubles the time. 22 heads and then 2 need 7/12 of it.
-/// (FlashAttention-2, Dao 2023, as libtorch 2.11 launches it.) Chosen by the number of tiles that are computed one after another; more calls only where that gains at least a twentieth.
+/// (FlashAttention-2, Dao 2023, as libtorch 2.11 launches it.) Chosen by the number of tiles that are computed one after another; more calls only where
+/// that gains at least a twentieth.
 std::vector<std::int64_t> head_groups(std::int64_t batch, std::int64_t heads, std::int64_t keys, std::int64_t multiprocessors);
 
 }  // namespace squareq::training

@@ -12,7 +12,7 @@
 
 #include "squareq/training/model.hpp"
 #include "squareq/training/modules/normed_heads.hpp"
-#include "squareq/training/modules/token_codes.hpp"
+#include "squareq/training/token_codes.hpp"
 
 namespace squareq::training {
 

@@ -103,7 +103,7 @@ void SlabLinears::bind(const AdapterSet* set, const std::map<std::string, Placem
 
 LinearInput SlabLinears::shared(const torch::Tensor& x) const {
   LinearInput input(x);
-  if (compute_ == SQ_COMPUTE_W8A8) input.codes = token_codes(backend_, x.reshape({-1, x.size(-1)}));
+  if (compute_ == SQ_COMPUTE_W8A8 && offered(backend_.linear(), &sq_linear_group::quantize_activation)) input.codes = token_codes(backend_, x.reshape({-1, x.size(-1)}));
   return input;
 }
 

@@ -33,7 +33,7 @@ class SlabLinears final : public Linears {
               std::int32_t compute = SQ_COMPUTE_DEFAULT, std::shared_ptr<Shadow> shadow = {});
 
   torch::Tensor apply(std::size_t layer, const LinearInput& input, std::int32_t activation, AdapterTensors adapters) const override;
-  /// With W8A8: x and its codes.
+  /// With W8A8: x and its codes, where the backend offers to make them; else each linear makes its own.
   LinearInput shared(const torch::Tensor& x) const override;
   /// Through the contract where the backend offers the operation, one pass and one rounding, unless the positions want a gradient.
   torch::Tensor heads(const std::vector<HeadStream>& streams, const torch::Tensor& rope, double epsilon) const override;

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "squareq/error.hpp"
 #include "squareq/training/modules/shadow_check.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 #include "squareq/training/torch_compat.hpp"
@@ -141,6 +142,8 @@ struct QuantizedLinearFunction : torch::autograd::Function<QuantizedLinearFuncti
 }  // namespace
 
 torch::Tensor quantized_linear(const torch::Tensor& x, const LowRank& branch, const std::shared_ptr<const LinearCall>& call, const TokenCodes& codes) {
+  if (codes.defined() && call->compute != SQ_COMPUTE_W8A8)
+    throw Error(Code::CALL_VALUE, "layer '" + call->name + "': codes of x are given, compute is " + std::to_string(call->compute) + "; only W8A8 (2) reads them");
   variable_list inputs{x};
   if (branch.a_t.defined()) inputs.insert(inputs.end(), {branch.a_t, branch.b_t});
   if (branch.x.defined()) inputs.push_back(branch.x);

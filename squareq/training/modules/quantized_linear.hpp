@@ -8,7 +8,7 @@
 #include <string>
 
 #include "squareq/contract.hpp"
-#include "squareq/training/modules/token_codes.hpp"
+#include "squareq/training/token_codes.hpp"
 #include "squareq/training/tensor_bridge.hpp"
 
 namespace squareq::training {
@@ -43,8 +43,8 @@ struct LowRank {
 };
 
 /// y [M, N] = activation(x W^T + scaling (x A) B + bias) in x's dtype, for x [M, K] F32, BF16 or F16. Differentiable in x, in the
-/// branch's input and in the adapter, never in the weight or the bias (SQ-MOD-001). `codes`: those of x, where they are there already (W8A8 only); they
-/// change no bit. May be called and differentiated from any thread.
+/// branch's input and in the adapter, never in the weight or the bias (SQ-MOD-001). `codes`: those of x, where they are there already; they change no bit.
+/// CALL_VALUE for codes in any compute but W8A8, and what the contract refuses. May be called and differentiated from any thread.
 torch::Tensor quantized_linear(const torch::Tensor& x, const LowRank& branch, const std::shared_ptr<const LinearCall>& call, const TokenCodes& codes = {});
 
 }  // namespace squareq::training

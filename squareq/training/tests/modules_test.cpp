@@ -201,6 +201,13 @@ TEST_P(Modules, SharedCodesChangeNoBit) {  // SQ-TRN-048
   const auto call = std::make_shared<const LinearCall>(constant);
   const Tensor x = wide.narrow(1, 3, layer->in).contiguous();
   EXPECT_FALSE(torch::equal(quantized_linear(x, {}, call, wrong), quantized_linear(x, {}, call))) << "the codes given are not the ones that count";
+  constant.compute = SQ_COMPUTE_DEFAULT;
+  try {
+    quantized_linear(x, {}, std::make_shared<const LinearCall>(constant), wrong);
+    ADD_FAILURE() << "codes were taken by a layer of exact weights";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Code::CALL_VALUE);
+  }
 }
 
 /// Any shape and activation against the same formula in float64, gradients by libtorch's own autograd.
