@@ -48,20 +48,23 @@ __device__ inline void store_any(void* data, int dtype, std::int64_t index, floa
   }
 }
 
-/// v[0, 8) at data + index; in 16-byte stores where the address allows them.
-__device__ inline void store_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight], int count) {
-  const bool whole = count >= kEight;
-  if (whole && dtype == SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 4 * index) % 16 == 0) {
+/// v[0, 8) at data + index, a multiple of 16 bytes.
+__device__ inline void store_whole_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight]) {
+  if (dtype == SQ_F32) {
     auto* to = reinterpret_cast<float4*>(static_cast<float*>(data) + index);
     to[0] = make_float4(v[0], v[1], v[2], v[3]), to[1] = make_float4(v[4], v[5], v[6], v[7]);
     return;
   }
-  if (whole && dtype != SQ_F32 && (reinterpret_cast<std::uintptr_t>(data) + 2 * index) % 16 == 0) {
-    auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
-    *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]),
-                                        pack_two<__nv_bfloat16>(v[4], v[5]), pack_two<__nv_bfloat16>(v[6], v[7]))
-                           : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]),
-                                        pack_two<__half>(v[6], v[7]));
+  auto* to = reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(data) + index);
+  *to = dtype == SQ_BF16 ? make_uint4(pack_two<__nv_bfloat16>(v[0], v[1]), pack_two<__nv_bfloat16>(v[2], v[3]), pack_two<__nv_bfloat16>(v[4], v[5]),
+                                      pack_two<__nv_bfloat16>(v[6], v[7]))
+                         : make_uint4(pack_two<__half>(v[0], v[1]), pack_two<__half>(v[2], v[3]), pack_two<__half>(v[4], v[5]), pack_two<__half>(v[6], v[7]));
+}
+
+/// v[0, 8) at data + index, of which `count` exist; in 16-byte stores where the address allows them.
+__device__ inline void store_eight(void* data, int dtype, std::int64_t index, const float (&v)[kEight], int count) {
+  if (count >= kEight && (reinterpret_cast<std::uintptr_t>(data) + (dtype == SQ_F32 ? 4 : 2) * index) % 16 == 0) {
+    store_whole_eight(data, dtype, index, v);
     return;
   }
 #pragma unroll

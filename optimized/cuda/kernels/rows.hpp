@@ -29,9 +29,9 @@ struct GradientRows {
   const float* scale;        // of the weight, [out]
   void* g;                   // optional out [rows, out], contiguous rows: G in g_dtype (F32 or BF16)
   std::int32_t g_dtype;
-  void* scaled;              // optional out [rows, scaled_stride]: G scale in scaled_dtype, zeros from column out on
+  void* scaled;              // optional out [rows, scaled_stride], at a multiple of 16 bytes: G scale in scaled_dtype, zeros from column out on
   std::int32_t scaled_dtype; // F32; BF16; F16: times 2^-e, e per row, so that small gradients keep their digits; I8: quantized per row and permuted
-  std::int64_t scaled_stride;
+  std::int64_t scaled_stride; // a multiple of 16
   float* row_scale;          // out [rows], with F16 (2^e) and I8 (the row's scale)
 };
 cudaError_t gradient_rows(const GradientRows& job, cudaStream_t stream);
