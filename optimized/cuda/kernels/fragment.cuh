@@ -40,6 +40,10 @@ __device__ int feature_of(int lane_group, int half) {
 
 __device__ inline unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
 
+/// 16 bytes into shared memory, or 16 zeros; addresses are multiples of 16.
+__device__ inline void copy_or_zero(unsigned to, const unsigned char* from, bool copies) {
+  asm volatile("{ .reg .pred zero; setp.eq.u32 zero, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, zero; }" ::"r"(to), "l"(from), "r"(static_cast<unsigned>(copies)) : "memory");
+}
 /// 16 bytes into shared memory, of which the first `valid` come from `from`, the rest are 0. Where addresses allow no 16-byte copy, byte by byte.
 __device__ inline void copy_chunk(unsigned to, const unsigned char* from, int valid, bool aligned) {
   valid = max(0, min(16, valid));

@@ -28,22 +28,17 @@ __device__ inline float block_max(unsigned mine) {
 
 __device__ inline float token_scale(float largest) { return isnan(largest) ? largest : fmaxf(__fdiv_rn(largest, 127.0f), 1e-30f); }
 
-/// round_half_even(x / scale) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale. The product with it is off the
-/// quotient by less than 2^-15, so only near a tie is the division needed. Nothing is beyond 127: the scale is that of the row's largest element.
+/// round_half_even(x / scale) of eight elements, four bytes to a word; 0 where the scale is NaN. `inverse` is 1 / scale, rounded. A quotient by it that
+/// is corrected by its remainder is the rounded quotient: exactly so at a tie, which rows of 16 bits often hold. Nothing is beyond 127: the scale is that
+/// of the row's largest element.
 __device__ inline uint2 codes(const float (&v)[kEight], float scale, float inverse) {
   constexpr float kWhole = 12582912.0f;  // 1.5 2^23: what is added to it is rounded to whole numbers, whose lowest byte is the code
   if (isnan(scale)) return make_uint2(0, 0);
   unsigned bits[kEight];
-  float furthest = 0;
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    const float whole = __fmaf_rn(v[i], inverse, kWhole);
-    furthest = fmaxf(furthest, fabsf(__fmaf_rn(v[i], inverse, __fsub_rn(kWhole, whole))));
-    bits[i] = __float_as_uint(whole);
-  }
-  if (furthest > 0.4999f) {
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) bits[i] = __float_as_uint(__fadd_rn(__fdiv_rn(v[i], scale), kWhole));
+    const float near = __fmul_rn(v[i], inverse), quotient = __fmaf_rn(__fmaf_rn(-near, scale, v[i]), inverse, near);
+    bits[i] = __float_as_uint(__fadd_rn(quotient, kWhole));
   }
   const auto pack = [](unsigned a, unsigned b, unsigned c, unsigned d) { return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410); };
   return make_uint2(pack(bits[0], bits[1], bits[2], bits[3]), pack(bits[4], bits[5], bits[6], bits[7]));

@@ -42,44 +42,57 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
   const int column_tiles = (min(piece_columns, p.columns - first_column) + kSide - 1) / kSide, tiles = column_tiles * kRowTiles;
   const unsigned base = shared_address(shared);
 
-  const auto adapter_at = [&](int column) { return base + Shared::kAdapters + column % kAdapterStages * kRanks * 128; };
+  using Wide = SideCopy<8, kSide>;
+  using Adapter = SideCopy<8, kRanks>;
+  using H = SideCopy<kRanks / 8, kRowTiles * kSide>;
+  const Wide wide_copy(p.wide, p.wide_stride, p.rows, p.columns, wide_aligned);
+  const Adapter adapter_copy(p.adapter, p.adapter_stride, kRanks, p.columns, adapter_aligned);
+  const unsigned wide_to = base + swizzled_128(Wide::first_row(), Wide::chunk());  // so do the chunks of an adapter lie
+  const auto adapter_at = [&](int column) { return Shared::kAdapters + column % kAdapterStages * kRanks * 128; };
+  int filled = 0;  // the stage that is filled next
   const auto fetch = [&](int tile) {
     const int column = tile / kRowTiles, matrix_column = first_column + column * kSide;
-    if (tile < tiles)
-      load_side<8>(base + tile % kPairStages * kGradientTile, p.wide, p.wide_stride, first_row + tile % kRowTiles * kSide, p.rows, matrix_column, p.columns,
-                   wide_aligned);
-    if (tile < tiles && tile % kRowTiles == 0)
-      load_side<8>(adapter_at(column), p.adapter, p.adapter_stride, 0, kRanks, matrix_column, p.columns, adapter_aligned, kRanks);
+    if (tile < tiles) wide_copy.copy(wide_to + filled * kGradientTile, first_row + tile % kRowTiles * kSide, matrix_column, 128);
+    if (tile < tiles && tile % kRowTiles == 0) adapter_copy.copy(wide_to + adapter_at(column), 0, matrix_column, 128);
+    filled = filled + 1 == kPairStages ? 0 : filled + 1;
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  // Where a lane's rows lie: of G as it is and transposed, (outer, depth) halves (0,0), (1,0), (0,1), (1,1); of B and H, (rank, depth) halves (0,0),
+  // (0,1), (1,0), (1,1). Depth runs along the rows of G and B, whose chunks are exclusive-ored, and down those of the transposed ones.
+  const int low = lane & 7, second = lane >> 3 & 1, fourth = lane >> 4;
+  const unsigned along = base + swizzled_128(16 * warp + second * 8 + low, fourth), down = base + swizzled_128(fourth * 8 + low, 2 * warp + second);
+  const unsigned in_b = base + swizzled_128(fourth * 8 + low, second), in_h = base + Shared::kH + Shared::h(second * 8 + low, fourth);
+
   wait_for_former();
   let_next_start();
-  load_side<kRanks / 8>(base + Shared::kH, p.h, kRanks, first_row, p.rows, 0, kRanks, true, kRowTiles * kSide, Shared::h);
+  H(p.h, kRanks, p.rows, kRanks, true).copy(base + Shared::kH + Shared::h(H::first_row(), H::chunk()), first_row, 0, kRanks * 2);
   for (int tile = 0; tile < kPairStages - 1; ++tile) fetch(tile);
 
   float d[kRowTiles][kRanks / 8][4] = {};
   float* const partial_b = p.partial_b + static_cast<std::int64_t>(blockIdx.x) * p.columns * kRanks;
   float* const partial_d = p.partial_d + static_cast<std::int64_t>(blockIdx.y) * p.rows * kRanks;
+  int stage = 0;
   for (int column = 0; column < column_tiles; ++column) {
     float b[kRanks / 8][4] = {};
+    const unsigned adapter = in_b + adapter_at(column);
 #pragma unroll
     for (int row = 0; row < kRowTiles; ++row) {
-      const int tile = column * kRowTiles + row;
       asm volatile("cp.async.wait_group %0;" ::"n"(kPairStages - 2) : "memory");
       __syncthreads();
-      fetch(tile + kPairStages - 1);
-      const unsigned g = base + tile % kPairStages * kGradientTile, adapter = adapter_at(column);
+      fetch(column * kRowTiles + row + kPairStages - 1);
+      const unsigned g = stage * kGradientTile;
+      stage = stage + 1 == kPairStages ? 0 : stage + 1;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        unsigned rows[4], columns[4];  // (outer, depth) halves (0,0), (1,0), (0,1), (1,1)
-        load_matrices(rows, g + swizzled_128(16 * warp + (lane >> 3 & 1) * 8 + (lane & 7), 2 * step + (lane >> 4)));
-        load_matrices_transposed(columns, g + swizzled_128(16 * step + (lane >> 4) * 8 + (lane & 7), 2 * warp + (lane >> 3 & 1)));
+        unsigned rows[4], columns[4];
+        load_matrices(rows, (along + g) ^ (32 * step));
+        load_matrices_transposed(columns, down + g + 16 * step * 128);
 #pragma unroll
         for (int j = 0; j < kRanks / 16; ++j) {
-          unsigned of_b[4], of_h[4];  // (rank, depth) halves (0,0), (0,1), (1,0), (1,1)
-          load_matrices(of_b, adapter + swizzled_128(16 * j + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
-          load_matrices_transposed(of_h, base + Shared::kH + Shared::h(row * kSide + 16 * step + (lane >> 3 & 1) * 8 + (lane & 7), 2 * j + (lane >> 4)));
+          unsigned of_b[4], of_h[4];
+          load_matrices(of_b, (adapter ^ (32 * step)) + 16 * j * 128);
+          load_matrices_transposed(of_h, (in_h ^ (32 * j)) + (row * kSide + 16 * step) * kRanks * 2);
           Multiply<T>::step(d[row][2 * j], rows, of_b[0], of_b[1]);
           Multiply<T>::step(d[row][2 * j + 1], rows, of_b[2], of_b[3]);
           Multiply<T>::step(b[2 * j], columns, of_h[0], of_h[1]);
