@@ -58,7 +58,7 @@ __device__ void load_modulation(const Rows& from, std::int64_t group, std::int64
 template <int kKind>
 class Produced {
  public:
-  __device__ Produced(const Producer& producer, std::int64_t row) : producer_(producer), group_(kind() == SQ_PRODUCER_LAYERNORM_MODULATE ? row / producer.rows_per_group : 0) {}
+  __device__ Produced(const Producer& producer, std::int64_t row) : producer_(producer), group_(kind() == SQ_PRODUCER_LAYERNORM_MODULATE ? static_cast<unsigned>(row) / static_cast<unsigned>(producer.rows_per_group) : 0) {}
 
   /// Mean and standard deviation of the row, where the producer is a LayerNorm. Every thread of the block calls this.
   template <class T, int kHeld>

@@ -47,13 +47,16 @@ __device__ inline uint2 codes(const float (&v)[kEight], float scale, float inver
 template <class T>
 inline constexpr std::int32_t kTypeOf = std::is_same_v<T, __half> ? std::int32_t{SQ_F16} : std::int32_t{SQ_BF16};
 
-/// body(c, k) for this thread's eights of [0, end): k = 8 (threadIdx.x + c blockDim.x), c = 0, 1, ... With kHeld > 0, c < kHeld is known at compile time.
+/// Where this thread's c-th eight of a row that is held begins.
+__device__ inline int eight_at(int c) { return kEight * static_cast<int>(threadIdx.x + c * blockDim.x); }
+
+/// body(c, k) for this thread's eights of [0, end): k = eight_at(c), c = 0, 1, ... With kHeld > 0, c < kHeld is known at compile time.
 template <int kHeld, class Body>
 __device__ void for_eights(std::int64_t end, const Body& body) {
   if constexpr (kHeld > 0) {
 #pragma unroll
     for (int c = 0; c < kHeld; ++c)
-      if (const int k = kEight * static_cast<int>(threadIdx.x + c * blockDim.x); k < static_cast<int>(end)) body(c, k);
+      if (const int k = eight_at(c); k < static_cast<int>(end)) body(c, k);
   } else {
     for (std::int64_t k = kEight * threadIdx.x; k < end; k += kEight * blockDim.x) body(0, k);
   }

@@ -10,8 +10,8 @@ __host__ __device__ inline std::int64_t square_tiles(const Rounding& r) { return
 
 /// 32 x 32 elements per block of 32 x 8 threads, through shared memory, so that both sides are read and written along their rows.
 __global__ void round_matrices_kernel(const __grid_constant__ Roundings roundings) {
+  let_next_start();  // at once: the products behind it begin with what the caller brought
   wait_for_former();
-  let_next_start();
   __shared__ float tile[32][33];
   std::int64_t index = blockIdx.x;
   int job = 0;

@@ -49,12 +49,13 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
   const Adapter adapter_copy(p.adapter, p.adapter_stride, kRanks, p.columns, adapter_aligned);
   const unsigned wide_to = base + swizzled_128(Wide::first_row(), Wide::chunk());  // so do the chunks of an adapter lie
   const auto adapter_at = [&](int column) { return Shared::kAdapters + column % kAdapterStages * kRanks * 128; };
-  int filled = 0;  // the stage that is filled next
-  const auto fetch = [&](int tile) {
-    const int column = tile / kRowTiles, matrix_column = first_column + column * kSide;
-    if (tile < tiles) wide_copy.copy(wide_to + filled * kGradientTile, first_row + tile % kRowTiles * kSide, matrix_column, 128);
-    if (tile < tiles && tile % kRowTiles == 0) adapter_copy.copy(wide_to + adapter_at(column), 0, matrix_column, 128);
-    filled = filled + 1 == kPairStages ? 0 : filled + 1;
+  const auto fetch_wide = [&](int tile, int stage) {
+    if (tile < tiles) wide_copy.copy(wide_to + stage * kGradientTile, first_row + tile % kRowTiles * kSide, first_column + tile / kRowTiles * kSide, 128);
+  };
+  /// Behind fetch_wide() of the same tile.
+  const auto fetch_adapter = [&](int tile) {
+    const int column = tile / kRowTiles;
+    if (tile < tiles && tile % kRowTiles == 0) adapter_copy.copy(wide_to + adapter_at(column), 0, first_column + column * kSide, 128);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
@@ -64,15 +65,17 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
   const unsigned along = base + swizzled_128(16 * warp + second * 8 + low, fourth), down = base + swizzled_128(fourth * 8 + low, 2 * warp + second);
   const unsigned in_b = base + swizzled_128(fourth * 8 + low, second), in_h = base + Shared::kH + Shared::h(second * 8 + low, fourth);
 
+  if (!p.wide_brought) wait_for_former();
+  for (int tile = 0; tile < kPairStages - 1; ++tile) fetch_wide(tile, tile);
   wait_for_former();
   let_next_start();
   H(p.h, kRanks, p.rows, kRanks, true).copy(base + Shared::kH + Shared::h(H::first_row(), H::chunk()), first_row, 0, kRanks * 2);
-  for (int tile = 0; tile < kPairStages - 1; ++tile) fetch(tile);
+  for (int tile = 0; tile < kPairStages - 1; ++tile) fetch_adapter(tile);
 
   float d[kRowTiles][kRanks / 8][4] = {};
   float* const partial_b = p.partial_b + static_cast<std::int64_t>(blockIdx.x) * p.columns * kRanks;
   float* const partial_d = p.partial_d + static_cast<std::int64_t>(blockIdx.y) * p.rows * kRanks;
-  int stage = 0;
+  int stage = 0, filled = kPairStages - 1;  // the tile at work, and the one that is filled next
   for (int column = 0; column < column_tiles; ++column) {
     float b[kRanks / 8][4] = {};
     const unsigned adapter = in_b + adapter_at(column);
@@ -80,8 +83,11 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
     for (int row = 0; row < kRowTiles; ++row) {
       asm volatile("cp.async.wait_group %0;" ::"n"(kPairStages - 2) : "memory");
       __syncthreads();
-      fetch(column * kRowTiles + row + kPairStages - 1);
+      const int tile = column * kRowTiles + row;
+      fetch_wide(tile + kPairStages - 1, filled);
+      fetch_adapter(tile + kPairStages - 1);
       const unsigned g = stage * kGradientTile;
+      filled = stage;
       stage = stage + 1 == kPairStages ? 0 : stage + 1;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {

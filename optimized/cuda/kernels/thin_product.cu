@@ -32,15 +32,15 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
   const Wide wide_copy(p.wide, p.wide_stride, kOverRows ? end : p.rows, kOverRows ? p.columns : end, wide_aligned);
   const Thin thin_copy(p.thin, p.thin_stride, kOverRows ? end : p.rank, kOverRows ? p.rank : end, thin_aligned, kOverRows ? kSide : ranks);
   const unsigned wide_to = swizzled_128(Wide::first_row(), Wide::chunk()), thin_to = Shared::thin(Thin::first_row(), Thin::chunk());
-  unsigned fetched = base;  // the stage that is filled next
   const auto next = [&](unsigned stage) { return stage + Shared::kStage == base + Shared::kBytes ? base : stage + Shared::kStage; };
-  const auto fetch = [&](int slice) {
-    if (slice < slices) {
-      const int at = begin + slice * kSide;
-      wide_copy.copy(fetched + wide_to, kOverRows ? at : outer, kOverRows ? outer : at, 128);
-      thin_copy.copy(fetched + thin_to, kOverRows ? at : first_rank, kOverRows ? first_rank : at, Shared::kThinPitch);
-      fetched = next(fetched);
-    }
+  const auto fetch_wide = [&](int slice, unsigned stage) {
+    const int at = begin + slice * kSide;
+    if (slice < slices) wide_copy.copy(stage + wide_to, kOverRows ? at : outer, kOverRows ? outer : at, 128);
+  };
+  /// Behind fetch_wide() of the same slice.
+  const auto fetch_thin = [&](int slice, unsigned stage) {
+    const int at = begin + slice * kSide;
+    if (slice < slices) thin_copy.copy(stage + thin_to, kOverRows ? at : first_rank, kOverRows ? first_rank : at, Shared::kThinPitch);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
@@ -50,15 +50,18 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
   const unsigned left = kOverRows ? swizzled_128(fourth * 8 + low, 2 * warp + second) : swizzled_128(16 * warp + second * 8 + low, fourth);
   const unsigned right = kOverRows ? Shared::thin(second * 8 + low, fourth) : Shared::thin(fourth * 8 + low, second);
 
+  if (!p.wide_brought) wait_for_former();
+  for (int slice = 0; slice < Shared::kStages - 1; ++slice) fetch_wide(slice, base + slice * Shared::kStage);
   wait_for_former();
   let_next_start();
+  for (int slice = 0; slice < Shared::kStages - 1; ++slice) fetch_thin(slice, base + slice * Shared::kStage);
   float sums[2 * kRankTiles][4] = {};
-  for (int slice = 0; slice < Shared::kStages - 1; ++slice) fetch(slice);
-  unsigned stage = base;
-  for (int slice = 0; slice < slices; ++slice, stage = next(stage)) {
+  unsigned stage = base, filled = base + (Shared::kStages - 1) * Shared::kStage;
+  for (int slice = 0; slice < slices; ++slice, stage = next(stage), filled = next(filled)) {
     asm volatile("cp.async.wait_group %0;" ::"n"(Shared::kStages - 2) : "memory");
     __syncthreads();
-    fetch(slice + Shared::kStages - 1);
+    fetch_wide(slice + Shared::kStages - 1, filled);
+    fetch_thin(slice + Shared::kStages - 1, filled);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       unsigned a[4];

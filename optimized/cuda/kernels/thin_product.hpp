@@ -27,7 +27,8 @@ inline std::int64_t tiles_per_piece(std::int64_t outer, std::int64_t tiles, std:
 /// Partial sums in fp32 of `wide` [rows, columns] with a thin matrix of the same dtype (BF16 or F16), in pieces of thin_piece() of what is summed over:
 ///   over_rows false: partial[piece][row, r]    = sum_c wide[row, c] thin[r, c]     thin is [rank, >= columns]
 ///   over_rows true:  partial[piece][column, r] = sum_m wide[m, column] thin[m, r]  thin is [rows, rank]
-/// rank is a multiple of 16; partial holds thin_pieces() matrices of rank columns.
+/// rank is a multiple of 16; partial holds thin_pieces() matrices of rank columns. wide_brought: `wide` is the caller's, not made by the call's kernels, so
+/// it is read before they are done.
 struct ThinProduct {
   const void* wide;
   const void* thin;
@@ -36,6 +37,7 @@ struct ThinProduct {
   bool over_rows;
   std::int32_t rows, columns, rank;
   float* partial;
+  bool wide_brought;
 };
 
 inline constexpr std::int64_t kThinPlaces = 528;  // four blocks on each of an H200's multiprocessors
@@ -51,7 +53,7 @@ cudaError_t thin_product(const ThinProduct& p, Queue queue);
 /// Both products of the gradients `wide` [rows, columns] with the branch, `wide` read once:
 ///   partial_d[column piece][row, r]    = sum_c wide[row, c] adapter[r, c]    adapter is [rank, >= columns], the rounded B
 ///   partial_b[row piece][column, r]    = sum_m wide[m, column] h[m, r]       h is [rows, rank], at a multiple of 16 bytes
-/// All of one dtype, BF16 or F16; rank 16 or 32.
+/// All of one dtype, BF16 or F16; rank 16 or 32. wide_brought as above.
 struct ThinPair {
   const void* wide;
   const void* adapter;
@@ -60,6 +62,7 @@ struct ThinPair {
   std::int64_t wide_stride, adapter_stride;
   std::int32_t rows, columns, rank;
   float *partial_d, *partial_b;
+  bool wide_brought;
 };
 
 inline constexpr std::int64_t kLargestPairRank = 32, kFewPairRows = 128, kPairPlaces = 396;  // three blocks on each of an H200's multiprocessors

@@ -65,7 +65,7 @@ class Backward {
  private:
   bool adds_to_dx() const { return job_.dx && job_.lora && !job_.lora.own_x; }
   bool scaled_rows() const { return job_.int8 || job_.dy.dtype == SQ_F16; }
-  Matrix gradient() const { return g_ ? Matrix{g_, gradient_dtype(job_), job_.rows, job_.w.out, job_.w.out, true} : job_.dy; }
+  Matrix gradient() const { return g_ ? Matrix{g_, gradient_dtype(job_), job_.rows, job_.w.out, job_.w.out, true, true} : job_.dy; }
 
   void make_gradient() {
     if (!g_ && !scaled_) return;

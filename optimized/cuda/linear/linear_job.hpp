@@ -7,7 +7,8 @@
 
 namespace squareq::cuda {
 
-/// A checked row-major matrix on the device, column stride 1, rows `stride` elements apart; `given` false: the caller left it out.
+/// A checked row-major matrix on the device, column stride 1, rows `stride` elements apart; `given` false: the caller left it out; `made`: by kernels of
+/// this call, not brought by the caller.
 struct Matrix {
   void* data = nullptr;
   std::int32_t dtype = SQ_F32;
@@ -15,6 +16,7 @@ struct Matrix {
   std::int64_t columns = 0;
   std::int64_t stride = 0;
   bool given = false;
+  bool made = false;
 
   explicit operator bool() const { return given; }
 };

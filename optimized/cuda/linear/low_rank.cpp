@@ -54,7 +54,7 @@ void LowRank::need_sums(Workspace& workspace, bool h, bool d, bool da, bool db, 
 void LowRank::product(const Matrix& wide, const void* adapter_rows, std::int64_t adapter_stride, void* out, const Matrix& wide_out, Chain& chain) {
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   if (thin(wide)) {
-    check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_}, chain.next()));
+    check(thin_product({wide.data, adapter_rows, dtype_, wide.stride, adapter_stride, false, rows, columns, rank, partial_, !wide.made}, chain.next()));
     check(thin_sum({{{partial_, thin_pieces(false, rows_, wide.columns), rows_, rank, static_cast<std::int32_t>(lora_.rank), out, dtype_,
                       static_cast<float*>(wide_out.data), wide_out.stride, nullptr, 0, 0, 1, false}}, 1},
                     chain.next()));
@@ -95,7 +95,7 @@ void LowRank::make_d_and_db(const Matrix& g, const Matrix& db_t, bool accumulate
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   const std::int64_t d_pieces = pair_column_pieces(rank_, rows_, g.columns), b_pieces = pair_row_pieces(rank_, rows_);
   float* const partial_b = partial_ + d_pieces * rows_ * rank_;
-  check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b}, chain.next()));
+  check(thin_pair({g.data, b_rows_, h_, dtype_, g.stride, row_pitch(out_), rows, columns, rank, partial_, partial_b, !g.made}, chain.next()));
   const ThinSum d{partial_, d_pieces, rows_, rank, true_rank, d_, dtype_, nullptr, 0, nullptr, 0, 0, 1, false};
   const ThinSum b{partial_b, b_pieces, g.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, static_cast<float*>(db_t.data), db_t.stride, 1, lora_.scaling, accumulate};
   check(thin_sum({{d, b}, 2}, chain.next()));
@@ -125,7 +125,7 @@ void LowRank::gradient(const Matrix& wide, const void* thin_matrix, float* out, 
   const auto rows = static_cast<std::int32_t>(rows_), columns = static_cast<std::int32_t>(wide.columns), rank = static_cast<std::int32_t>(rank_);
   const auto true_rank = static_cast<std::int32_t>(lora_.rank);
   if (thin(wide)) {
-    check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_}, chain.next()));
+    check(thin_product({wide.data, thin_matrix, dtype_, wide.stride, rank_, true, rows, columns, rank, partial_, !wide.made}, chain.next()));
     check(thin_sum({{{partial_, thin_pieces(true, rows_, wide.columns), wide.columns, rank, true_rank, nullptr, dtype_, nullptr, 0, out,
                       outer_stride, inner_stride, lora_.scaling, accumulate}}, 1},
                     chain.next()));
