@@ -51,10 +51,6 @@ __device__ void add_branch_of_row(const Finish& f, float (&v)[4], int row, int c
   for (int c = 0; c < 4; ++c) v[c] = __fmaf_rn(f.scaling, sums[c], v[c]);
 }
 
-__device__ inline void copy_16_bytes(unsigned to, const unsigned char* from, int valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(max(0, min(16, valid))) : "memory");
-}
-
 /// Every thread of the cluster. Orders nobody's writes: that would cost a fence of the whole device.
 __device__ inline void sync_blocks() { asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
 
@@ -89,25 +85,40 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
         "r"((row_of(part + 1) - row_of(part)) * (parts - 1) * kTilePitch * 4)
         : "memory");
 
-  const int chunk = thread % 8;
-  const unsigned char* const weight = reinterpret_cast<const unsigned char*>(p.weight) + (first_feature + thread / 8) * p.weight_stride + chunk * 16;
-  const unsigned char* const activations = static_cast<const unsigned char*>(p.activations);
-  const auto fetch = [&](int slice) {
+  // A thread copies its chunk of every kStep-th row of both tiles: the weight's, and the activations' [half, row, 128 bytes].
+  constexpr int kStep = kThreads / 8;
+  const int chunk = thread % 8, first_row_copied = thread / 8;
+  const unsigned char* const weight = reinterpret_cast<const unsigned char*>(p.weight) + (first_feature + first_row_copied) * p.weight_stride + chunk * 16;
+  const unsigned char* const activations = static_cast<const unsigned char*>(p.activations) +
+                                           (first_row_copied % kRows * p.activation_stride + first_row_copied / kRows * 64 + chunk * 8) * 2;
+  const unsigned weight_to = base + swizzled_128(first_row_copied, chunk), activations_to = base + Tile::kWeightBytes + swizzled_128(first_row_copied, chunk);
+  static_assert(kStep % kRows == 0 || kRows % kStep == 0);
+  const auto fetch = [&](int slice, int stage) {
     if (slice < slices) {
-      const unsigned stage = base + slice % Tile::kStages * Tile::kStage;
       const int depth = (first_slice + slice) * kSliceDepth;
+      const unsigned to = stage * Tile::kStage;
+      const unsigned char *codes = weight + depth, *x = activations + depth * 2;
+      if (depth + kSliceDepth <= p.depth) {
 #pragma unroll
-      for (int i = 0; i < kFeatures * 8 / kThreads; ++i) {
-        const int row = thread / 8 + i * (kThreads / 8);
-        const bool inside = first_feature + row < p.columns;
-        copy_16_bytes(stage + swizzled_128(row, chunk), inside ? weight + i * (kThreads / 8) * p.weight_stride + depth : activations, inside ? p.depth - depth - chunk * 16 : 0);
-      }
+        for (int i = 0; i < kFeatures / kStep; ++i)
+          copy_or_zero(weight_to + to + i * kStep * 128, codes + i * kStep * p.weight_stride, first_feature + first_row_copied + i * kStep < p.columns);
 #pragma unroll
-      for (int i = 0; i < kRows * 16 / kThreads; ++i) {  // [half, row, 128 bytes]
-        const int at = thread / 8 + i * (kThreads / 8), row = at % kRows, column = depth + at / kRows * 64 + chunk * 8;
-        const bool inside = row < p.rows && column < p.depth;
-        copy_16_bytes(stage + Tile::kWeightBytes + at / kRows * kRows * 128 + swizzled_128(row, chunk), inside ? activations + (row * p.activation_stride + column) * 2 : activations,
-                      inside ? (p.depth - column) * 2 : 0);
+        for (int i = 0; i < 2 * kRows / kStep; ++i)
+          copy_or_zero(activations_to + to + i * kStep * 128, x + (i * kStep % kRows * p.activation_stride + i * kStep / kRows * 64) * 2,
+                       (first_row_copied + i * kStep) % kRows < p.rows);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < kFeatures / kStep; ++i) {
+          const bool inside = first_feature + first_row_copied + i * kStep < p.columns;
+          copy_chunk(weight_to + to + i * kStep * 128, inside ? codes + i * kStep * p.weight_stride : weight, inside ? p.depth - depth - chunk * 16 : 0, true);
+        }
+#pragma unroll 1
+        for (int i = 0; i < 2 * kRows / kStep; ++i) {
+          const int at = first_row_copied + i * kStep, column = depth + at / kRows * 64 + chunk * 8;
+          const bool inside = at % kRows < p.rows && column < p.depth;
+          copy_chunk(activations_to + to + i * kStep * 128, inside ? x + (i * kStep % kRows * p.activation_stride + i * kStep / kRows * 64) * 2 : static_cast<const unsigned char*>(p.activations),
+                     inside ? (p.depth - column) * 2 : 0, true);
+        }
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -115,12 +126,15 @@ __global__ void __launch_bounds__(kThreads, 2) few_rows_kernel(const __grid_cons
 
   if (p.made) wait_for_former();
   float sums[2][kRowGroups][4] = {};
-  for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice);
+  for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice, slice);
+  int stage = 0, filled = Tile::kStages - 1;  // the slice at work, and the one that is filled next
   for (int slice = 0; slice < slices; ++slice) {
     asm volatile("cp.async.wait_group %0;" ::"n"(Tile::kStages - 2) : "memory");
     __syncthreads();
-    fetch(slice + Tile::kStages - 1);
-    const unsigned char* const codes_at = shared + slice % Tile::kStages * Tile::kStage;
+    fetch(slice + Tile::kStages - 1, filled);
+    const unsigned char* const codes_at = shared + stage * Tile::kStage;
+    filled = stage;
+    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
     const unsigned char* const x_at = codes_at + Tile::kWeightBytes + half * kRows * 128;
     uint4 codes[2][2];
 #pragma unroll
