@@ -7,6 +7,7 @@
 #pragma once
 
 #include "optimized/cuda/kernels/finish.cuh"
+#include "optimized/cuda/kernels/tile_copy.cuh"
 
 namespace squareq::cuda {
 
@@ -39,29 +40,6 @@ __device__ int feature_of(int lane_group, int half) {
 }
 
 __device__ inline unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
-
-/// 16 bytes into shared memory, or 16 zeros; addresses are multiples of 16.
-__device__ inline void copy_or_zero(unsigned to, const unsigned char* from, bool copies) {
-  asm volatile("{ .reg .pred zero; setp.eq.u32 zero, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, zero; }" ::"r"(to), "l"(from), "r"(static_cast<unsigned>(copies)) : "memory");
-}
-/// 16 bytes into shared memory, of which the first `valid` come from `from`, the rest are 0. Where addresses allow no 16-byte copy, byte by byte.
-__device__ inline void copy_chunk(unsigned to, const unsigned char* from, int valid, bool aligned) {
-  valid = max(0, min(16, valid));
-  if (aligned) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
-    return;
-  }
-  unsigned words[4] = {};
-#pragma unroll
-  for (int i = 0; i < 16; ++i)
-    if (i < valid) words[i / 4] |= static_cast<unsigned>(from[i]) << (i % 4 * 8);
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
-}
-
-/// Whether rows `row_bytes` apart, from `data` on, can be copied in chunks of 16 bytes.
-inline bool chunks_aligned(const void* data, std::int64_t row_bytes) {
-  return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(row_bytes)) % 16 == 0;
-}
 
 __device__ inline void load_matrices(unsigned (&r)[4], unsigned address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
@@ -111,6 +89,8 @@ struct WeightFragment {
       for (int half = 0; half < 2; ++half) at[half] = swizzled_64(16 * group + feature_of<false>(lane >> 2, half), step) + 2 * (lane & 3);
     }
   }
+  /// The place of step 0, `step` steps further: down the rows of a transposed tile, along those of the other, whose chunks are exclusive-ored.
+  __device__ static unsigned further(unsigned at, int step) { return kTransposed ? at + 16 * step * 128 : at ^ (step << 4); }
   __device__ static void load(unsigned (&raw)[kWords], unsigned tile, const unsigned (&at)[kPlaces]) {
     if constexpr (kTransposed) {
       load_two_matrices_transposed(raw[0], raw[1], tile + at[0]);
@@ -137,6 +117,7 @@ struct WeightFragment<signed char, kTransposed> {
     if constexpr (kTransposed) at[0] = swizzled_128(32 * step + lane, group);
     else at[0] = swizzled_128(16 * group + feature_of<false>(lane & 7, lane >> 3 & 1), 2 * step + (lane >> 4));
   }
+  __device__ static unsigned further(unsigned at, int step) { return kTransposed ? at + 32 * step * 128 : at ^ (step << 5); }
   __device__ static void load(unsigned (&raw)[4], unsigned tile, const unsigned (&at)[1]) {
     if constexpr (kTransposed) load_matrices_transposed(raw, tile + at[0]);
     else load_matrices(raw, tile + at[0]);

@@ -16,28 +16,8 @@ struct MmaTile {
   static constexpr int kSums = kRows * kTilePitch * 4;
   static constexpr int kShared = kStages * kStage > kSums ? kStages * kStage : kSums;
 
-  /// Slice `depth` of both operands into a stage.
-  __device__ static void load(const WeightProduct& p, unsigned stage, int first_row, int first_feature, int depth, bool activations_aligned, bool weight_aligned) {
-    const auto* activations = static_cast<const unsigned char*>(p.activations);
-    for (int i = threadIdx.x; i < kRows * 8; i += kThreads) {
-      const int row = i / 8, chunk = i % 8;
-      const bool inside = first_row + row < p.rows;
-      const std::int64_t at = ((first_row + row) * p.activation_stride + depth) * static_cast<int>(sizeof(T)) + chunk * 16;
-      const int valid = inside ? (p.activation_depth - depth) * static_cast<int>(sizeof(T)) - chunk * 16 : 0;
-      copy_chunk(stage + swizzled_128(row, chunk), valid > 0 ? activations + at : activations, valid, activations_aligned);
-    }
-    constexpr int kChunks = kWeightRow<T, kTransposed> / 16;
-    const auto* weight = reinterpret_cast<const unsigned char*>(p.weight);
-    for (int i = threadIdx.x; i < kWeightBytes / 16; i += kThreads) {
-      const int row = i / kChunks, chunk = i % kChunks;
-      const int outer = (kTransposed ? depth : first_feature) + row, inner = (kTransposed ? first_feature : depth) + chunk * 16;
-      const bool inside = outer < (kTransposed ? p.depth : p.columns);
-      const int valid = inside ? (kTransposed ? p.columns : p.depth) - inner : 0;
-      copy_chunk(stage + kActivationBytes + weight_offset<T, kTransposed>(row, chunk),
-                 valid > 0 ? weight + outer * p.weight_stride + inner : weight, valid, weight_aligned);
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  }
+  using Activations = TileCopy<kThreads, kRowBytes / 16, kRows>;
+  using Weight = TileCopy<kThreads, kWeightRow<T, kTransposed> / 16, kWeightBytes / kWeightRow<T, kTransposed>>;
 };
 
 template <class T, bool kTransposed, int kRows>
@@ -52,30 +32,46 @@ __global__ void __launch_bounds__(kThreads, 2) mma_kernel(const __grid_constant_
   const int slices = (p.depth + kDepth<T> - 1) / kDepth<T>;
 
   typename Multiply<T>::Sum sums[2][kRowGroups][4] = {};
-  const auto fetch = [&](int slice) {
-    if (slice < slices) Tile::load(p, base + slice % Tile::kStages * Tile::kStage, first_row, first_feature, slice * kDepth<T>, activations_aligned, weight_aligned);
-    else asm volatile("cp.async.commit_group;" ::: "memory");  // groups are counted
+  using Activations = typename Tile::Activations;
+  using WeightCopy = typename Tile::Weight;
+  const Activations activation_copy(p.activations, p.activation_stride * static_cast<int>(sizeof(T)), p.rows, p.activation_depth * static_cast<int>(sizeof(T)), activations_aligned);
+  const WeightCopy weight_copy(p.weight, p.weight_stride, kTransposed ? p.depth : p.columns, kTransposed ? p.columns : p.depth, weight_aligned);
+  const unsigned activations_to = swizzled_128(Activations::first_row(), Activations::chunk());
+  const unsigned weight_to = Tile::kActivationBytes + weight_offset<T, kTransposed>(WeightCopy::first_row(), WeightCopy::chunk());
+  const auto fetch = [&](int slice, unsigned stage) {
+    if (slice < slices) {
+      const int depth = slice * kDepth<T>;
+      activation_copy.copy(stage + activations_to, first_row, depth * static_cast<int>(sizeof(T)), kRowBytes);
+      weight_copy.copy(stage + weight_to, kTransposed ? depth : first_feature, kTransposed ? first_feature : depth, kWeightRow<T, kTransposed>);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
   };
-  for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice);
-  for (int slice = 0; slice < slices; ++slice) {
+  const auto next = [&](unsigned stage) { return stage + Tile::kStage == base + Tile::kStages * Tile::kStage ? base : stage + Tile::kStage; };
+
+  using Fragment = WeightFragment<T, kTransposed>;
+  unsigned weight_at[2][Fragment::kPlaces];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) Fragment::place(weight_at[i], feature_group + i, 0, lane);
+  const unsigned activations_at = swizzled_128(8 * first_group + (lane >> 4) * 8 + (lane & 7), lane >> 3 & 1);
+  for (int slice = 0; slice < Tile::kStages - 1; ++slice) fetch(slice, base + slice * Tile::kStage);
+  unsigned stage = base, filled = base + (Tile::kStages - 1) * Tile::kStage;
+  for (int slice = 0; slice < slices; ++slice, stage = next(stage), filled = next(filled)) {
     asm volatile("cp.async.wait_group %0;" ::"n"(Tile::kStages - 2) : "memory");
     __syncthreads();
-    fetch(slice + Tile::kStages - 1);
-    const unsigned activations = base + slice % Tile::kStages * Tile::kStage, weight = activations + Tile::kActivationBytes;
+    fetch(slice + Tile::kStages - 1, filled);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       unsigned a[2][4], b[kRowGroups / 2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        using Fragment = WeightFragment<T, kTransposed>;
         unsigned at[Fragment::kPlaces], raw[Fragment::kWords];
-        Fragment::place(at, feature_group + i, step, lane);
-        Fragment::load(raw, weight, at);
+#pragma unroll
+        for (int place = 0; place < Fragment::kPlaces; ++place) at[place] = Fragment::further(weight_at[i][place], step);
+        Fragment::load(raw, stage + Tile::kActivationBytes, at);
         Fragment::convert(a[i], raw);
       }
 #pragma unroll
-      for (int j = 0; j < kRowGroups / 2; ++j)
-        load_matrices(b[j], activations + swizzled_128(8 * (first_group + 2 * j) + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
+      for (int j = 0; j < kRowGroups / 2; ++j) load_matrices(b[j], ((stage + activations_at) ^ (32 * step)) + 16 * j * kRowBytes);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll

@@ -1,12 +1,14 @@
 // Both products of the branch with the gradients G in one pass over them: D = G B^T sums over columns, dB = G^T H over rows, and a tile of G that lies
 // in shared memory serves both. A block of four warps takes tiles of 64 x 64, kRowTiles of them in a column, column after column: the sums of D stay in
 // registers to its end, those of dB to the end of a column.
-#include "optimized/cuda/kernels/thin_side.cuh"
+#include "optimized/cuda/kernels/fragment.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
+#include "optimized/cuda/kernels/thin_product.hpp"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr int kPairStages = 6, kGradientTile = kSide * 128;
+constexpr int kThinThreads = 128, kSide = 64, kPairStages = 6, kGradientTile = kSide * 128;
 constexpr int kAdapterStages = 4;  // columns of tiles that the stages reach over, and the one at work
 
 template <int kRanks, int kRowTiles>
@@ -42,20 +44,20 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
   const int column_tiles = (min(piece_columns, p.columns - first_column) + kSide - 1) / kSide, tiles = column_tiles * kRowTiles;
   const unsigned base = shared_address(shared);
 
-  using Wide = SideCopy<8, kSide>;
-  using Adapter = SideCopy<8, kRanks>;
-  using H = SideCopy<kRanks / 8, kRowTiles * kSide>;
-  const Wide wide_copy(p.wide, p.wide_stride, p.rows, p.columns, wide_aligned);
-  const Adapter adapter_copy(p.adapter, p.adapter_stride, kRanks, p.columns, adapter_aligned);
+  using Wide = TileCopy<kThinThreads, 8, kSide>;
+  using Adapter = TileCopy<kThinThreads, 8, kRanks>;
+  using H = TileCopy<kThinThreads, kRanks / 8, kRowTiles * kSide>;
+  const Wide wide_copy(p.wide, p.wide_stride * 2, p.rows, 2 * p.columns, wide_aligned);
+  const Adapter adapter_copy(p.adapter, p.adapter_stride * 2, kRanks, 2 * p.columns, adapter_aligned);
   const unsigned wide_to = base + swizzled_128(Wide::first_row(), Wide::chunk());  // so do the chunks of an adapter lie
   const auto adapter_at = [&](int column) { return Shared::kAdapters + column % kAdapterStages * kRanks * 128; };
   const auto fetch_wide = [&](int tile, int stage) {
-    if (tile < tiles) wide_copy.copy(wide_to + stage * kGradientTile, first_row + tile % kRowTiles * kSide, first_column + tile / kRowTiles * kSide, 128);
+    if (tile < tiles) wide_copy.copy(wide_to + stage * kGradientTile, first_row + tile % kRowTiles * kSide, 2 * (first_column + tile / kRowTiles * kSide), 128);
   };
   /// Behind fetch_wide() of the same tile.
   const auto fetch_adapter = [&](int tile) {
     const int column = tile / kRowTiles;
-    if (tile < tiles && tile % kRowTiles == 0) adapter_copy.copy(wide_to + adapter_at(column), 0, first_column + column * kSide, 128);
+    if (tile < tiles && tile % kRowTiles == 0) adapter_copy.copy(wide_to + adapter_at(column), 0, 2 * (first_column + column * kSide), 128);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(kThinThreads) pair_kernel(const __grid_constan
   for (int tile = 0; tile < kPairStages - 1; ++tile) fetch_wide(tile, tile);
   wait_for_former();
   let_next_start();
-  H(p.h, kRanks, p.rows, kRanks, true).copy(base + Shared::kH + Shared::h(H::first_row(), H::chunk()), first_row, 0, kRanks * 2);
+  H(p.h, 2 * kRanks, p.rows, 2 * kRanks, true).copy(base + Shared::kH + Shared::h(H::first_row(), H::chunk()), first_row, 0, kRanks * 2);
   for (int tile = 0; tile < kPairStages - 1; ++tile) fetch_adapter(tile);
 
   float d[kRowTiles][kRanks / 8][4] = {};

@@ -1,8 +1,12 @@
 // Thin products: a block of four warps takes 64 of the wide matrix's outer index, up to 64 columns of the thin one and one piece of the sum.
-#include "optimized/cuda/kernels/thin_side.cuh"
+#include "optimized/cuda/kernels/fragment.cuh"
+#include "optimized/cuda/kernels/launch.cuh"
+#include "optimized/cuda/kernels/thin_product.hpp"
 
 namespace squareq::cuda {
 namespace {
+
+constexpr int kThinThreads = 128, kSide = 64;  // four warps; of a tile of the wide matrix
 
 /// kRankTiles (1, 2, 4) times 16 columns of the thin matrix at most: down 128-byte rows, or along rows of 32 bytes each.
 template <bool kOverRows, int kRankTiles>
@@ -27,20 +31,20 @@ __global__ void __launch_bounds__(kThinThreads) thin_kernel(const __grid_constan
   const int ranks = min(16 * kRankTiles, p.rank - first_rank), slices = (end - begin + kSide - 1) / kSide;
   const unsigned base = shared_address(shared);
 
-  using Wide = SideCopy<8, kSide>;
-  using Thin = SideCopy<Shared::kThinPitch / 16, Shared::kThinRows>;
-  const Wide wide_copy(p.wide, p.wide_stride, kOverRows ? end : p.rows, kOverRows ? p.columns : end, wide_aligned);
-  const Thin thin_copy(p.thin, p.thin_stride, kOverRows ? end : p.rank, kOverRows ? p.rank : end, thin_aligned, kOverRows ? kSide : ranks);
+  using Wide = TileCopy<kThinThreads, 8, kSide>;
+  using Thin = TileCopy<kThinThreads, Shared::kThinPitch / 16, Shared::kThinRows>;
+  const Wide wide_copy(p.wide, p.wide_stride * 2, kOverRows ? end : p.rows, 2 * (kOverRows ? p.columns : end), wide_aligned);
+  const Thin thin_copy(p.thin, p.thin_stride * 2, kOverRows ? end : p.rank, 2 * (kOverRows ? p.rank : end), thin_aligned, kOverRows ? kSide : ranks);
   const unsigned wide_to = swizzled_128(Wide::first_row(), Wide::chunk()), thin_to = Shared::thin(Thin::first_row(), Thin::chunk());
   const auto next = [&](unsigned stage) { return stage + Shared::kStage == base + Shared::kBytes ? base : stage + Shared::kStage; };
   const auto fetch_wide = [&](int slice, unsigned stage) {
     const int at = begin + slice * kSide;
-    if (slice < slices) wide_copy.copy(stage + wide_to, kOverRows ? at : outer, kOverRows ? outer : at, 128);
+    if (slice < slices) wide_copy.copy(stage + wide_to, kOverRows ? at : outer, 2 * (kOverRows ? outer : at), 128);
   };
   /// Behind fetch_wide() of the same slice.
   const auto fetch_thin = [&](int slice, unsigned stage) {
     const int at = begin + slice * kSide;
-    if (slice < slices) thin_copy.copy(stage + thin_to, kOverRows ? at : first_rank, kOverRows ? first_rank : at, Shared::kThinPitch);
+    if (slice < slices) thin_copy.copy(stage + thin_to, kOverRows ? at : first_rank, 2 * (kOverRows ? first_rank : at), Shared::kThinPitch);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
