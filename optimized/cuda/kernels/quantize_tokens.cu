@@ -58,7 +58,8 @@ __device__ void load_modulation(const Rows& from, std::int64_t group, std::int64
 template <int kKind>
 class Produced {
  public:
-  __device__ Produced(const Producer& producer, std::int64_t row) : producer_(producer), group_(kind() == SQ_PRODUCER_LAYERNORM_MODULATE ? static_cast<unsigned>(row) / static_cast<unsigned>(producer.rows_per_group) : 0) {}
+  __device__ Produced(const Producer& producer, std::int64_t row)
+      : producer_(producer), group_(kind() == SQ_PRODUCER_LAYERNORM_MODULATE ? static_cast<unsigned>(row) / static_cast<unsigned>(producer.rows_per_group) : 0) {}
 
   /// Mean and standard deviation of the row, where the producer is a LayerNorm. Every thread of the block calls this.
   template <class T, int kHeld>
@@ -88,7 +89,9 @@ class Produced {
     for (int step = kEight / 2; step > 0; step /= 2)
 #pragma unroll
       for (int i = 0; i < step; ++i) squares[i] = __fadd_rn(squares[i], squares[i + step]);
-    inverse_ = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(block_sum(squares[0]), count), producer_.epsilon)));
+    const float variance = __fdiv_rn(block_sum(squares[0]), count);
+    // Squares beyond fp32 must not make a row of zeros of it: the row becomes NaN.
+    inverse_ = isinf(variance) ? __int_as_float(0x7FFFFFFF) : __frcp_rn(__fsqrt_rn(__fadd_rn(variance, producer_.epsilon)));
   }
 
   /// Eight raw values, from column k on, become the producer's.

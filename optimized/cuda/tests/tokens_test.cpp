@@ -130,5 +130,14 @@ TEST_F(Tokens, ARowThatIsNotFiniteHasNoScale) {
       }
 }
 
+TEST_F(Tokens, ARowWhoseSquaresOverflowHasNoScale) {
+  DeviceMatrix x(SQ_BF16, 2, 72), shift(SQ_BF16, 1, 72), modulation(SQ_BF16, 1, 72);
+  x.fill([](std::int64_t row, std::int64_t column) { return (column % 2 ? 1 : -1) * (row == 0 ? 1.0 : 1e30); });
+  for (DeviceMatrix* m : {&shift, &modulation}) m->fill([](std::int64_t, std::int64_t) { return 0.5; });
+  const Codes got = quantize(x, false, SQ_PRODUCER_LAYERNORM_MODULATE, &shift, &modulation);
+  EXPECT_FALSE(std::isnan(got.scale.get(0, 0)));
+  EXPECT_TRUE(std::isnan(got.scale.get(0, 1)));
+}
+
 }  // namespace
 }  // namespace squareq::cuda_tests
